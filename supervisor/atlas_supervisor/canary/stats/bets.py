@@ -47,8 +47,8 @@ Invariants
   less than a good one. So a call without an outcome is bounded from below: a canary call as good, a
   stable call as failed.
 - Restarts (Shin, Ramdas and Rinaldo, arXiv 2203.03532): after 100,000 good calls a single bet has
-  lost nearly everything. So 0.9 of the money bets from the first call on, and a little is added
-  in small steps; after n canary calls 1 - 0.1 / (1 + ln(1 + n/1000)) bets.
+  lost nearly everything. So 0.85 of the money bets from the first call on, and a little is added
+  in small steps; after n canary calls 1 - 0.15 / sqrt(1 + n/1000) bets.
 
 **Promotion: the canary's error rate is not higher by a margin or more.**
 
@@ -183,10 +183,10 @@ def holm(largest: Mapping[str, float], alpha: float) -> tuple[frozenset[str], in
     return frozenset(reached), max(len(largest) - len(reached), 1)
 
 
-RISK_RATIOS = {1.25: 0.04, 1.5: 0.08, 2.0: 0.2, 3.0: 0.18, 5.0: 0.2, 10.0: 0.16, 20.0: 0.14}
-"""The risk ratios r, and how the money is divided. The least ones need many calls anyway."""
+RISK_RATIOS = {1.3: 0.05, 2.0: 0.21, 3.0: 0.2, 5.0: 0.2, 9.0: 0.2, 16.0: 0.14}
+"""The risk ratios r, and how the money is divided. The least one needs many calls anyway."""
 
-STARTED_AT_FIRST = 0.9
+STARTED_AT_FIRST = 0.85
 """The part of the money that bets from the first call on."""
 
 _MAX_CANARY_RATE = 0.999  # at 1 a single good canary call would end the bet
@@ -247,9 +247,9 @@ def arm_bets(share: float) -> list[Bet]:
 
 
 def share_started(canary_calls: int) -> float:
-    """Return the part of the money that bets after this many canary calls, in [0.9, 1)."""
+    """Return the part of the money that bets after this many canary calls, in [0.85, 1)."""
     grown = math.log1p(canary_calls / _RESTART_CALLS) // _RESTART_STEP * _RESTART_STEP
-    return 1 - (1 - STARTED_AT_FIRST) / (1 + grown)
+    return 1 - (1 - STARTED_AT_FIRST) * math.exp(-grown / 2)
 
 
 # Promotion.

@@ -32,7 +32,7 @@ from atlas_supervisor.canary.stats.windows import Windows
 from atlas_supervisor.model.histogram import Histogram
 from atlas_supervisor.model.verdict import Verdict
 
-ERRORS_PART = 2 / 3
+ERRORS_PART = 0.6
 """The weight of the errors in a rollback. Latency gets the rest: it says more per call."""
 
 FIRST_ROUND = 0.9
@@ -89,8 +89,8 @@ class RampEvidence:
     """The evidence about one feature over one ramp; it carries over the ramp's steps.
 
     Alpha is divided over the rounds: the first one has FIRST_ROUND of it, round k from 2 on
-    (1 - FIRST_ROUND) / (k (k - 1)). Within a round, a rollback goes by 2/3 of the evidence by
-    errors plus 1/3 of that by latency.
+    (1 - FIRST_ROUND) / (k (k - 1)). Within a round, a rollback goes by 0.6 of the evidence by
+    errors plus 0.4 of that by latency.
 
     `alpha` is the probability of a wrongful rollback in the ramps of all features together.
     `promote_alpha` is that of promoting this feature although its error rate is higher by `margin`

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
-from atlas_supervisor.canary.stats.bets import RISK_RATIOS, log_sum
 from atlas_supervisor.canary.stats.counts import Strata
-from atlas_supervisor.canary.stats.latency_evidence import SLOW_LEVELS, Placement
+from atlas_supervisor.canary.stats.latency_evidence import CUTS, Placement
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
 from atlas_worker.contract import bucket_milliseconds
+
+SLOW_LEVELS = tuple(CUTS.index(quantile) + 1 for quantile in (0.5, 0.9, 0.95, 0.99))
+"""The levels from which on a call may be said to be slow."""
 
 
 def percent(rate: float) -> str:
@@ -55,10 +57,15 @@ def fails_more(feature: str, totals: Strata, alpha: float) -> str:
 
 
 def is_slower(feature: str, found: RoundEvidence, placement: Placement, alpha: float) -> str:
-    """Return the reason to roll back a slower canary, by the threshold with most evidence."""
-    per, seen = len(RISK_RATIOS), found.seen
-    bets = [found.latency.logs[at * per : (at + 1) * per] for at in range(len(SLOW_LEVELS))]
-    level = SLOW_LEVELS[max(range(len(bets)), key=lambda at: log_sum(bets[at]))]
+    """Return the reason to roll back a slower canary, by the quantile where it shows most."""
+    seen = found.seen
+
+    def excess(level: int) -> float:
+        """The canary's slow calls over those that are expected, in standard deviations."""
+        slow = 1 - CUTS[level - 1]
+        return (sum(seen.canary[level:]) - slow * sum(seen.canary)) / math.sqrt(slow * (1 - slow))
+
+    level = max(SLOW_LEVELS, key=excess)
     canary, stable = (
         f"{percent(sum(calls[level:]) / max(sum(calls), 1))} of {name} calls"
         for name, calls in (("canary", seen.canary), ("stable", seen.stable))

@@ -74,7 +74,7 @@ def _latency_growth(evidence: RoundEvidence, rates: Rates) -> list[float]:
     placement, seen = evidence.placement, evidence.seen
     if placement is None or not any(seen.canary) or not any(seen.stable):
         return [0.0] * len(evidence.latency.logs)
-    bets = LatencyBets.fixed(rates.share, evidence.slow_rates, placement)
+    bets = LatencyBets.fixed(rates.share, placement)
     stable_calls = sum(seen.stable)
     stable = [count / stable_calls for count in seen.stable]
     shrunk = [count + part for count, part in zip(seen.canary, stable, strict=True)]

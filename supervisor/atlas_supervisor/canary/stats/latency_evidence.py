@@ -6,20 +6,22 @@ hypothesis: for every t, canary calls adjusted this way take over t ms no more o
 calls. There are two kinds of bets, all on the same coarse ranks: a call's level is how many of
 stable's past quantiles (`CUTS`) it has passed.
 
-Slow calls have a quarter of the money: "slow" takes the place of "failed" in the bets on a risk
-ratio of `bets`, at stable's p95 and p99. They find a longer tail.
+All bets are on ranks (after Shekhar and Ramdas, arXiv 2112.09162, and Waudby-Smith and Ramdas,
+arXiv 2010.09686): let w >= 0 not fall with the latency, and q = p·w / (p·w + 1 - p), p being the
+canary's share. A canary call multiplies by q/p and a stable call by (1-q)/(1-p). The first grows
+with w, so if the canary is no slower its expectation is at most that over stable's calls, and
+p·(q/p) + (1-p)·(1-q)/(1-p) = 1. There are two kinds of w.
 
-Ranks have the rest (after Shekhar and Ramdas, arXiv 2112.09162, and Waudby-Smith and Ramdas, arXiv
-2010.09686): let w >= 0 not fall with the latency, and q = p·w / (p·w + 1 - p), p being the canary's
-share. A canary call multiplies by q/p and a stable call by (1-q)/(1-p). The first grows with w, so
-if the canary is no slower its expectation is at most that over stable's calls, and p·(q/p) +
-(1-p)·(1-q)/(1-p) = 1. Here w = exp(λz - λ²/2), with z the normal score of the level and λ one of
-`STRENGTHS`: for normal logarithms, the likelihood ratio of a shift by λ standard deviations. They
-find a shift of the whole distribution.
+- w = exp(λz - λ²/2), with z the normal score of the level and λ one of `STRENGTHS`: for normal
+  logarithms, the likelihood ratio of a shift by λ standard deviations. They find a shift of the
+  whole distribution.
+- w = 1 - κ + κ·(1-θ)·(1-u)^-θ, with u the level's rank between 0 and 1: the likelihood ratio if a
+  part κ of the calls is among the slowest. It finds a longer tail, and some calls that are much
+  slower (`_TAIL`).
 
 Invariants
-- Quantiles, scores and pooled rates are fixed before a window's first call. They come from calls of
-  earlier windows. They are placed anew after four times as many stable calls as they come from,
+- Quantiles and scores are fixed before a window's first call. They come from calls of earlier
+  windows. They are placed anew after four times as many stable calls as they come from,
   PLACE_CALLS at most, because latencies drift; money and earlier factors stay, which were valid
   when they were multiplied in.
 - Rounding is in the canary's favour: a call that is slower by exactly the margin never gets a
@@ -41,14 +43,6 @@ from itertools import accumulate
 from statistics import NormalDist
 from typing import Any
 
-from atlas_supervisor.canary.stats.bets import (
-    RISK_RATIOS,
-    Bet,
-    Outcomes,
-    log_factors,
-    rate_bets,
-)
-from atlas_supervisor.canary.stats.counts import Prior
 from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import (
     LATENCY_BUCKETS,
@@ -62,24 +56,18 @@ CUTS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.
 
 LEVELS = len(CUTS) + 1
 
-SLOW_LEVELS = tuple(CUTS.index(quantile) + 1 for quantile in (0.95, 0.99))
-"""The levels from which on a call is slow."""
+STRENGTHS = {0.12: 0.15, 0.25: 0.4, 0.6: 0.2, 1.2: 0.05}
+"""The strengths λ of the bets on a shift, and their parts of the money.
 
-STRENGTHS = {0.1: 0.1, 0.25: 0.45, 0.6: 0.35, 1.2: 0.1}
-"""The strengths λ of the bets on ranks, and how their money is divided.
-
-Most is on shifts by a quarter and by a half of a standard deviation: for a log-normal latency with
-a sigma of 0.7, by a fifth and by a half. Larger ones are found soon by any bet.
+Most is on a quarter and a half of a standard deviation: for a log-normal latency with a sigma of
+0.7, on a fifth and a half more. With the default margin a fifth more looks like a twelfth.
 """
 
-_RANKS_PART = 0.75
+_TAIL, _TAIL_PART = (0.8, 0.07), 0.2
+"""θ and κ of the bet on a longer tail, and its part of the money."""
 
-WEIGHTS = (
-    *[(1 - _RANKS_PART) / len(SLOW_LEVELS) * part for part in RISK_RATIOS.values()]
-    * len(SLOW_LEVELS),
-    *[_RANKS_PART * part for part in STRENGTHS.values()],
-)
-"""The money of each bet: by threshold and risk ratio, then by strength."""
+WEIGHTS = (*STRENGTHS.values(), _TAIL_PART)
+"""The money of each bet: by strength, then on the tail."""
 
 SLACK_MS, SLACK_BELOW_MS = 1.0, 11.0
 """A difference up to the first is not counted for canary calls of less than the second."""
@@ -89,7 +77,6 @@ LEAST_CALLS, PLACE_CALLS = 50, 2_000
 
 _AGAIN = 4
 
-_PRIOR_CALLS = 50.0  # weight of stable's past: latencies drift
 _NORMAL = NormalDist()
 
 
@@ -102,8 +89,6 @@ class Placement:
     """The same for canary calls, which are adjusted by the margin."""
     scores: tuple[float, ...]
     """The normal score of each level."""
-    slow_rates: tuple[float, ...]
-    """The part of stable's past calls that was slow, by threshold."""
     first: int
     """The first window that goes by it."""
     again: int
@@ -120,22 +105,16 @@ class Placement:
             found[bisect_right(cuts, bucket)] += count
         return found
 
-    @property
-    def priors(self) -> list[Prior]:
-        """The rates of slow calls that are assumed before the next window."""
-        return [Prior(rate, _PRIOR_CALLS) for rate in self.slow_rates]
-
     def to_list(self) -> list[Any]:
         """Return it as JSON values."""
         return list(vars(self).values())
 
     @classmethod
     def from_list(cls, saved: Iterable[Any] | None) -> Placement | None:
-        """Return the placement that `to_list` has saved; None if an earlier version has."""
+        """Return the placement that `to_list` has saved; None if an early version has."""
         match list(saved or ()):
-            case [cuts, canary_cuts, scores, slow_rates, first, again]:
-                levels = tuple(cuts), tuple(canary_cuts), tuple(scores)
-                return cls(*levels, tuple(slow_rates), first, again)
+            case [cuts, canary_cuts, scores, *_, first, again]:  # others had slow calls' rates
+                return cls(tuple(cuts), tuple(canary_cuts), tuple(scores), first, again)
         return None
 
 
@@ -156,7 +135,6 @@ def place(stable: Histogram, margin: float, first: int = 0) -> Placement | None:
         cuts=tuple(cuts),
         canary_cuts=tuple(bisect_left(adjusted, cut) for cut in cuts),
         scores=tuple(_NORMAL.inv_cdf(rank) for rank in ranks),
-        slow_rates=tuple((calls - below[at - 1] + 0.5) / (calls + 1) for at in SLOW_LEVELS),
         first=first,
         again=min(_AGAIN * calls, PLACE_CALLS),
     )
@@ -178,33 +156,30 @@ def _adjusted(margin: float) -> list[int]:
 
 @dataclass(frozen=True)
 class LatencyBets:
-    """The bets on one window: by threshold and risk ratio, then by strength."""
+    """The bets on one window: by strength, then on the tail."""
 
-    slow: list[list[Bet]]
-    canary_ranks: list[list[float]]
-    """Of each strength, the logarithm of a canary call's factor by level."""
-    stable_ranks: list[list[float]]
+    canary: list[list[float]]
+    """Of each bet, the logarithm of a canary call's factor by level."""
+    stable: list[list[float]]
 
     @classmethod
-    def fixed(cls, share: float, slow_rates: Sequence[float], placement: Placement) -> LatencyBets:
+    def fixed(cls, share: float, placement: Placement) -> LatencyBets:
         """Return the bets that these numbers fix."""
-        canary_ranks, stable_ranks = [], []
-        for strength in STRENGTHS:
-            logs = [strength * score - strength**2 / 2 for score in placement.scores]
+        scores, (power, part) = placement.scores, _TAIL
+        ranks = [_NORMAL.cdf(score) for score in scores]
+        tail = [1 - part + part * (1 - power) * (1 - rank) ** -power for rank in ranks]
+        by_level = [[each * score - each**2 / 2 for score in scores] for each in STRENGTHS]
+        canary, stable = [], []
+        for logs in (*by_level, [math.log(weight) for weight in tail]):
             totals = [math.log(share * math.exp(log) + 1 - share) for log in logs]
-            canary_ranks.append([log - total for log, total in zip(logs, totals, strict=True)])
-            stable_ranks.append([-total for total in totals])
-        return cls([rate_bets(share, rate) for rate in slow_rates], canary_ranks, stable_ranks)
+            canary.append([log - total for log, total in zip(logs, totals, strict=True)])
+            stable.append([-total for total in totals])
+        return cls(canary, stable)
 
     def log_factors(self, canary: Sequence[float], stable: Sequence[float]) -> list[float]:
         """Return the logarithm of the factor of each bet, by both arms' calls by level."""
-        canary_calls, stable_calls = sum(canary), sum(stable)
-        found: list[float] = []
-        for bets, level in zip(self.slow, SLOW_LEVELS, strict=True):
-            c, s = sum(canary[level:]), sum(stable[level:])
-            found += log_factors(bets, Outcomes(c, canary_calls - c, s, stable_calls - s))
-        for in_canary, in_stable in zip(self.canary_ranks, self.stable_ranks, strict=True):
-            by_canary = sum([by * count for by, count in zip(in_canary, canary, strict=True)])
-            by_stable = sum([by * count for by, count in zip(in_stable, stable, strict=True)])
-            found.append(by_canary + by_stable)
-        return found
+        return [
+            sum([by * count for by, count in zip(in_canary, canary, strict=True)])
+            + sum([by * count for by, count in zip(in_stable, stable, strict=True)])
+            for in_canary, in_stable in zip(self.canary, self.stable, strict=True)
+        ]

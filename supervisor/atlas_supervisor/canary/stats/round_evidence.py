@@ -2,8 +2,8 @@
 
 Order. Windows are multiplied in one after the other (`windows` says in which order). Before a
 window's first call everything that its factors depend on is fixed as its `Terms`: the pooled error
-rate, the part of the money that bets, and the latency quantiles with their rates. They come from
-the calls of earlier windows that have an outcome by then.
+rate, the part of the money that bets, and the latency quantiles. They come from the calls of
+earlier windows that have an outcome by then.
 
 Invariants
 - Terms never change, also not over a restart: they are saved with the window.
@@ -38,7 +38,6 @@ from atlas_supervisor.canary.stats.counts import Baseline, CallWindow, Prior, is
 from atlas_supervisor.canary.stats.latency_evidence import (
     LEAST_CALLS,
     LEVELS,
-    SLOW_LEVELS,
     LatencyBets,
     Placement,
     place,
@@ -60,19 +59,17 @@ class Terms(NamedTuple):
     started: float
     """The part of the money that bets."""
     placement: Placement | None
-    slow_rates: tuple[float, ...] = ()
-    """The pooled rates of slow calls, by threshold."""
 
     def to_list(self) -> list[Any]:
         """Return them as JSON values."""
         placed = self.placement and self.placement.to_list()
-        return [self.rate, self.started, placed, self.slow_rates]
+        return [self.rate, self.started, placed]
 
     @classmethod
     def from_list(cls, saved: Sequence[Any]) -> Terms:
         """Return the terms that `to_list` has saved."""
-        rate, started, placed, slow_rates = saved
-        return cls(rate, started, Placement.from_list(placed), tuple(slow_rates))
+        rate, started, placed, *_ = saved  # an earlier version had rates of slow calls
+        return cls(rate, started, Placement.from_list(placed))
 
 
 @dataclass
@@ -89,8 +86,6 @@ class _Cache:
     levels: tuple[list[int], list[int]] = ([], [])
     """Calls with an outcome by latency level, canary and stable."""
     worst_levels: tuple[list[int], list[int]] | None = None
-    slow: Sequence[tuple[int, int]] = ()
-    """Calls with an outcome, and how many were slow, by threshold."""
     counts_canary: bool = False
 
 
@@ -125,7 +120,6 @@ class RoundEvidence:
         self.canary_calls = 0
         self.canary_errors = 0
         self.placement = place(past, latency_margin) if past is not None else None
-        self._slow = [Baseline(each) for each in self.placement.priors] if self.placement else []
         self._seen = Slow()
         """Of closed windows."""
         self._recent = Histogram()
@@ -146,11 +140,6 @@ class RoundEvidence:
     def rate(self) -> float:
         """The pooled rate that the next window is judged by."""
         return self._baseline.rate
-
-    @property
-    def slow_rates(self) -> tuple[float, ...]:
-        """The pooled rates of slow calls that the next window is judged by."""
-        return tuple([each.rate for each in self._slow])
 
     @property
     def log_promotion(self) -> float:
@@ -203,8 +192,6 @@ class RoundEvidence:
         if cache.latency is not None:
             self.latency.start(terms.started)
             self.latency.multiply(cache.by_latency)
-            both = zip(self._slow, cache.slow, strict=True)
-            self._slow = [each.after(*counts) for each, counts in both]
 
     def _cache(self, window: CallWindow, terms: Terms, now: int) -> _Cache:
         """Return the factors of a window; computed only if they may have changed."""
@@ -214,7 +201,7 @@ class RoundEvidence:
             cache = window.bets = _Cache(
                 errors=[*rate_bets(share, terms.rate), *arm_bets(share)],
                 promotion=margin_bets(share, terms.rate, self.margin),
-                latency=LatencyBets.fixed(share, terms.slow_rates, placement)
+                latency=LatencyBets.fixed(share, placement)
                 if placement is not None
                 else None,
             )
@@ -277,7 +264,7 @@ class RoundEvidence:
             placement = self._place(number) or placement
         if placement is not None and placement != self.placement:
             self._adopt(placement)
-        return Terms(self.rate, started, placement, self.slow_rates)
+        return Terms(self.rate, started, placement)
 
     def _place(self, number: int) -> Placement | None:
         """Return the quantiles of stable's calls since the last placement."""
@@ -288,10 +275,9 @@ class RoundEvidence:
         return place(recent, self.latency_margin, number)
 
     def _adopt(self, placement: Placement) -> None:
-        """Count slow calls anew by these quantiles; the evidence stays."""
+        """Rank calls by these quantiles from now on; the evidence stays."""
         self.placement = placement
         self._recent, self._recent_calls = Histogram(), 0
-        self._slow = [Baseline(each) for each in placement.priors]
         self._seen = Slow()
 
     # Saved state.
@@ -307,7 +293,6 @@ class RoundEvidence:
             "baseline": self._baseline.to_list(),
             "canary": [self.canary_calls, self.canary_errors],
             "placement": self.placement and self.placement.to_list(),
-            "slow": [each.to_list() for each in self._slow],
             "seen": list(self._seen),
             "recent": list(self._recent),
             "recent_calls": self._recent_calls,
@@ -324,7 +309,6 @@ class RoundEvidence:
         evidence._baseline = Baseline.from_list(saved["baseline"])
         evidence.canary_calls, evidence.canary_errors = saved["canary"]
         evidence.placement = Placement.from_list(saved["placement"])
-        evidence._slow = [Baseline.from_list(each) for each in saved["slow"]]
         canary, stable = saved["seen"]
         evidence._seen = Slow(tuple(canary), tuple(stable))
         evidence._recent = Histogram(saved["recent"])
@@ -350,9 +334,7 @@ class RoundEvidence:
 def _count_levels(window: CallWindow, placement: Placement, cache: _Cache) -> None:
     canary = placement.levels(window.canary.latency.items(), canary=True)
     stable = placement.levels(window.stable.latency.items(), canary=False)
-    both = _sum(canary, stable)
     cache.levels, cache.worst_levels = (canary, stable), None
-    cache.slow = [(sum(both), sum(both[level:])) for level in SLOW_LEVELS]
 
 
 def _worst_levels(

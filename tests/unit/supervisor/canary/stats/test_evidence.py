@@ -79,7 +79,7 @@ def test_a_rollback_bet_is_fair_for_any_common_rate(
 ) -> None:
     bets = [*rate_bets(share, rate), *arm_bets(share)]
 
-    assert list(expectations(bets, share, truth, truth)) == pytest.approx([1] * 14, rel=1e-9)
+    assert list(expectations(bets, share, truth, truth)) == pytest.approx([1] * 12, rel=1e-9)
 
 
 @settings(deadline=None)
@@ -120,7 +120,7 @@ def test_a_latency_bet_can_only_lose_while_the_canary_is_slower_by_no_more_than_
     """Stable's calls take one of two times, and the canary's up to the margin longer."""
     placement = place(Histogram((each, 1) for each in past), margin)
     assert placement is not None
-    bets = LatencyBets.fixed(share, placement.slow_rates, placement)
+    bets = LatencyBets.fixed(share, placement)
     expected = [0.0] * len(WEIGHTS)
     for bucket in (truth, truth // 2):
         edge = bucket_milliseconds(bucket) * 1.0099
@@ -183,10 +183,10 @@ def test_after_any_past_the_next_factor_has_expectation_at_most_one(
 
 
 def test_the_bets_share_alpha_and_never_exceed_it() -> None:
-    parts = [share_started(calls) for calls in (0, 1, 100, 10_000, 10**7, 10**300)]
+    parts = [share_started(calls) for calls in (0, 1, 100, 10_000, 10**7, 10**12)]
 
     assert parts == sorted(parts)
-    assert parts[0] == pytest.approx(0.9)
+    assert parts[0] == pytest.approx(0.85)
     assert parts[-1] < 1
 
 
@@ -235,7 +235,7 @@ def test_a_window_is_judged_by_the_pooled_rate_before_it() -> None:
     factors = [math.exp(a * 6 + b * 14 + c * 9 + d * 171) for a, b, c, d in bets]
     both = zip([*RISK_RATIOS.values()] * 2, factors, strict=True)
     mean = sum(part / 2 * factor for part, factor in both)
-    assert math.exp(evidence.errors.log_e) == pytest.approx(0.9 * mean + 0.1)
+    assert math.exp(evidence.errors.log_e) == pytest.approx(0.85 * mean + 0.15)
     assert evidence.rate == pytest.approx((0.04 + 15) / 202)
 
 
@@ -295,7 +295,7 @@ def test_the_money_of_other_bets_is_spread_over_the_present_ones() -> None:
     restored.restore(earlier.to_dict())
 
     assert restored.log_e == pytest.approx(earlier.log_e)
-    assert restored.logs[0] == restored.logs[7] < restored.logs[2]
+    assert restored.logs[0] == restored.logs[6] < restored.logs[1]
 
 
 @settings(deadline=None)

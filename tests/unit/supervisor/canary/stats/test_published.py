@@ -26,15 +26,7 @@ from atlas_supervisor.canary.stats.sample_ratio import check_ratio
 ARMS = [0, 0, 1, 0, 1, 1, 0, 0, 0, 1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 0, 1, 1, 0, 1]
 """The arms of failed calls, 1 for the canary, at a share of 0.2."""
 
-BETTING_MART = [
-    4.512081945469978,
-    13.172574541977278,
-    51.524055910298884,
-    165.3416245203838,
-    182.4315422256309,
-    18.54416350286015,
-    0.18305021821980194,
-]
+BETTING_MART = {2.0: 51.524055910298884, 3.0: 165.3416245203838, 5.0: 182.4315422256309}
 """Its capital on the mean of ARMS being 0.2, with the bet that each risk ratio means."""
 
 MIXTURES = {
@@ -49,7 +41,8 @@ def test_bets_on_the_arm_of_a_failed_call_are_those_of_confseq() -> None:
     canary = sum(ARMS)
     calls = Outcomes(canary, 0, len(ARMS) - canary, 0)
 
-    capital = [math.exp(log) for log in log_factors(arm_bets(0.2), calls)]
+    logs = dict(zip(RISK_RATIOS, log_factors(arm_bets(0.2), calls), strict=True))
+    capital = {ratio: math.exp(logs[ratio]) for ratio in BETTING_MART}
 
     assert capital == pytest.approx(BETTING_MART, rel=1e-9)
 
