@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
+from atlas_supervisor.requests.old_record import upper_bound
 from scripts.benchmarks.result import Options, Result
 from tests.unit.supervisor.canary.fakes import NO_WORSE, played
 from tests.unit.supervisor.canary.stats.support import most_by_chance
@@ -31,9 +32,15 @@ async def run(options: Options) -> Result:
     title = f"judged wrongly, of {runs} runs; at most {ALPHA:.0%}, or {most:.1%} by chance"
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    table.add_column("wrong, %", justify="right")
-    for name, count in found.items():
-        table.add_row(name, f"{count / runs * 100:.1f}")
+    table.add_column("wrong", justify="right")
+    table.add_column("Clopper-Pearson, 95 %", justify="right")
+    total = sum(found.values()), runs * len(found)
+    for name, (count, of) in {
+        **{each: (found[each], runs) for each in found},
+        "all": total,
+    }.items():
+        low, high = 1 - upper_bound(of - count, of, 0.025), upper_bound(count, of, 0.025)
+        table.add_row(name, str(count), f"{low:.1%} to {high:.1%}")
     data: dict[str, Any] = {"runs": runs, "wrong": found}
     return Result([table], data, ["simulated time; alpha 5 % for rollbacks and promotions"])
 

@@ -61,7 +61,7 @@ def is_slower(feature: str, found: RoundEvidence, placement: Placement, alpha: f
     seen = found.seen
 
     def excess(level: int) -> float:
-        """The canary's slow calls over those that are expected, in standard deviations."""
+        """Return the canary's slow calls beyond those expected, in standard deviations."""
         slow = 1 - CUTS[level - 1]
         return (sum(seen.canary[level:]) - slow * sum(seen.canary)) / math.sqrt(slow * (1 - slow))
 

@@ -201,9 +201,7 @@ class RoundEvidence:
             cache = window.bets = _Cache(
                 errors=[*rate_bets(share, terms.rate), *arm_bets(share)],
                 promotion=margin_bets(share, terms.rate, self.margin),
-                latency=LatencyBets.fixed(share, placement)
-                if placement is not None
-                else None,
+                latency=LatencyBets.fixed(share, placement) if placement is not None else None,
             )
         changed, window.changed = window.changed, False
         if changed:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 
 import pytest
 
 from atlas_supervisor.canary.stats.counts import Arm, OpenCalls
+from atlas_supervisor.canary.stats.explain import is_slower
 from atlas_supervisor.canary.stats.latency_evidence import (
     CUTS,
     LEAST_CALLS,
@@ -14,6 +17,7 @@ from atlas_supervisor.canary.stats.latency_evidence import (
     Placement,
     place,
 )
+from atlas_supervisor.canary.stats.round_evidence import Terms
 from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import latency_bucket
 from tests.unit.supervisor.canary.stats.support import (
@@ -140,6 +144,34 @@ def test_a_canary_that_is_slower_by_more_than_the_margin_is_found(slower: float)
         reached = reached or odds_reached(evidence, latency, 0.01)
 
     assert reached
+
+
+def test_a_few_calls_that_are_much_slower_are_found_and_named() -> None:
+    """One canary call in twenty takes ten times as long; the median stays."""
+    rng, evidence, feed, seen = seeded(6), new_round(), Feed(), 0
+    while not odds_reached(evidence, latency, 0.01) and seen < 1_000:
+        times = [10 if number < 30 and rng.random() < 0.05 else 1 for number in range(100)]
+        buckets = [latency_bucket(50 * by * rng.lognormvariate(0, 0.5)) for by in times]
+        canary, stable = (
+            Histogram((each, 1) for each in part) for part in (buckets[:30], buckets[30:])
+        )
+        evidence.close(feed.window(Window(0.3, Arm(30), Arm(70)), canary, stable))
+        seen += 30
+    assert seen < 600
+    assert evidence.placement is not None
+
+    reason = is_slower("vision", evidence, evidence.placement, 0.01)
+    percents = [float(each) for each in re.findall(r"([\d.]+) % of", reason)]
+    assert percents[0] > 2 * percents[1]
+
+
+def test_terms_of_a_version_that_had_rates_of_slow_calls_are_read() -> None:
+    placement = placed(40.0)
+    assert placement is not None
+    cuts, canary_cuts, scores, first, again = placement.to_list()
+    saved = [0.01, 0.9, [cuts, canary_cuts, scores, (0.05, 0.01), first, again], (0.05, 0.01)]
+
+    assert Terms.from_list(json.loads(json.dumps(saved))) == Terms(0.01, 0.9, placement)
 
 
 def test_an_open_call_is_as_slow_as_it_is_open_already() -> None:
