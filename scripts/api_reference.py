@@ -6,8 +6,6 @@ The prose between the generated parts is `scripts/templates/api.md`.
 from __future__ import annotations
 
 import json
-import re
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from atlas_supervisor.api.routes import Access, AnyRoute, ResponseSpec, errors_o
 from atlas_supervisor.api.server import table
 from atlas_supervisor.errors import CATALOGUE, ErrorSpec
 from atlas_supervisor.model.deploy import DeployEvent, Result, StepName
+from scripts.markdown import linked, row, wrapped
 
 TEMPLATE = Path(__file__).parent / "templates/api.md"
 
@@ -43,7 +42,7 @@ def api_reference() -> str:
     """Return the text of `docs/api.md`."""
     routes = table("1")
     parts = {
-        "common_errors": _wrapped(", ".join(_codes(_common(routes)))),
+        "common_errors": wrapped(", ".join(_codes(_common(routes)))),
         "requests": "\n\n".join(_request(route) for route in routes),
         "objects": "\n\n".join(_objects(routes)),
         "steps": ", ".join(f"`{step}`" for step in StepName),
@@ -69,7 +68,7 @@ def _common(routes: Iterable[AnyRoute]) -> list[ErrorSpec]:
 def _request(route: AnyRoute) -> str:
     heading = f"### `{route.method} {route.path}`"
     key = " Takes an [`Idempotency-Key`](#idempotency)." if route.keyed else ""
-    description = _wrapped(f"{route.summary}. {_linked(route.description)}")
+    description = wrapped(f"{route.summary}. {linked(route.description)}")
     parts = [heading, description, _ACCESS[route.access] + key]
     if parameters := list(_parameters(route)):
         parts.append("\n".join([_PARAMETERS, *parameters]))
@@ -80,15 +79,15 @@ def _request(route: AnyRoute) -> str:
 def _parameters(route: AnyRoute) -> Iterator[str]:
     """Yield a row for each placeholder of the path, header, query field and body field."""
     for name, text in route.parameters.items():
-        yield _row(f"`{name}`", "path", "string", text)
+        yield row(f"`{name}`", "path", "string", text)
     for name, schema in route.headers.items():
-        yield _row(f"`{name}`", "header", schema["type"], schema["description"])
+        yield row(f"`{name}`", "header", schema["type"], schema["description"])
     for place, model in (("query", route.query), ("body", route.body)):
         shape = model.model_json_schema()
         for name, schema in shape.get("properties", {}).items():
             required = "" if name not in shape.get("required", ()) else "Required. "
             text = f"{required}{schema['description']}{_default(schema)}"
-            yield _row(f"`{name}`", place, _type(schema, shape.get("$defs", {})), text)
+            yield row(f"`{name}`", place, _type(schema, shape.get("$defs", {})), text)
 
 
 def _default(schema: Schema) -> str:
@@ -103,15 +102,15 @@ def _answer(answer: ResponseSpec) -> str:
         if answer.content_type != "application/json":
             kind += f" (`{answer.content_type}`)"
     headers = "".join(f" Header `{name}`: {text}" for name, text in answer.headers.items())
-    return _wrapped(f"- {answer.status} {kind}: {answer.description}{headers}", indent="  ")
+    return wrapped(f"- {answer.status} {kind}: {answer.description}{headers}", indent="  ")
 
 
 def _errors(route: AnyRoute) -> Iterator[str]:
     by_status: dict[int, list[ErrorSpec]] = {}
-    for row in sorted(route.errors, key=lambda row: row.status):
-        by_status.setdefault(row.status, []).append(row)
+    for spec in sorted(route.errors, key=lambda spec: spec.status):
+        by_status.setdefault(spec.status, []).append(spec)
     for status, rows in by_status.items():
-        yield _wrapped(f"- {status} {', '.join(_codes(rows))}", indent="  ")
+        yield wrapped(f"- {status} {', '.join(_codes(rows))}", indent="  ")
 
 
 def _codes(rows: Iterable[ErrorSpec]) -> list[str]:
@@ -137,12 +136,12 @@ def _objects(routes: Iterable[AnyRoute]) -> Iterator[str]:
         base = _base(shape, known)
         inherited = known[base]["properties"] if base else {}
         rows = [
-            _row(f"`{field}`", _type(of, known), _linked(of["description"]))
+            row(f"`{field}`", _type(of, known), linked(of["description"]))
             for field, of in shape["properties"].items()
             if field not in inherited
         ]
         also = f" All fields of {_link(base)}, and:" if base else ""
-        text = _wrapped(_linked(shape["description"]) + also)
+        text = wrapped(linked(shape["description"]) + also)
         yield "\n".join([f"### {name}\n\n{text}\n", _FIELDS, *rows])
 
 
@@ -200,17 +199,6 @@ def _link(name: str) -> str:
     return f"[{name}](#{name.lower()})"
 
 
-def _linked(text: str) -> str:
-    """Return `text` with the documents that it names as links."""
-    return re.sub(r"\bdocs/([\w./-]+\.md)", r"[\1](\1)", text)
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    return textwrap.fill(
-        text, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-
-
 # Errors.
 
 
@@ -221,12 +209,7 @@ def _error_example() -> str:
     return answer.model_dump_json(exclude_none=True, indent=2)
 
 
-def _error_row(row: ErrorSpec) -> str:
-    error = row.documented()
-    star = " *" if row.with_record else ""
-    return _row(f"`{row.code}`", f"{row.status or 'other'}{star}", error.message, error.hint)
-
-
-def _row(*cells: str) -> str:
-    escaped = [cell.replace("|", "\\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"
+def _error_row(spec: ErrorSpec) -> str:
+    error = spec.documented()
+    star = " *" if spec.with_record else ""
+    return row(f"`{spec.code}`", f"{spec.status or 'other'}{star}", error.message, error.hint)

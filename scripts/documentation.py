@@ -19,8 +19,13 @@ from atlas_supervisor.deploy.machine import (
 from atlas_supervisor.model import slot
 from atlas_supervisor.model.slot import SlotState
 from scripts.api_reference import api_reference
+from scripts.command_reference import command_reference
+from scripts.event_reference import event_reference
 from scripts.fault_table import reliability
 from scripts.man_page import man_page
+from scripts.metrics_reference import metrics_reference
+from scripts.runbook import runbook
+from scripts.settings_reference import settings_reference
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -135,9 +140,14 @@ def slot_document() -> str:
 
 GENERATED = {
     "docs/api.md": api_reference,
+    "docs/commands.md": command_reference,
     "docs/deploy-machine.md": deploy_machine,
+    "docs/log-events.md": event_reference,
     "docs/man/atlasctl.1": man_page,
+    "docs/metrics.md": metrics_reference,
     "docs/reliability.md": reliability,
+    "docs/runbook.md": runbook,
+    "docs/settings.md": settings_reference,
     "docs/slot-machine.md": slot_document,
 }
 """By path below the repository: what returns the document's text."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from atlas_supervisor.health.score import DEGRADED_BELOW, UNHEALTHY_BELOW, WEIGH
 from atlas_supervisor.model.deploy import Result, StepName
 from atlas_worker import contract
 from scripts.documentation import GENERATED
+from scripts.runbook import alert_rules
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -25,10 +27,10 @@ API = (ROOT / "docs/api.md").read_text()
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 COMMANDS = (ROOT / "docs/commands.md").read_text()
 README = (ROOT / "README.md").read_text()
+RUNBOOK = (ROOT / "docs/runbook.md").read_text()
 
 
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in DOCUMENTS}
 
 
 def prose(text: str) -> str:
@@ -103,8 +105,7 @@ def test_every_checks_weight_is_documented_as_it_is() -> None:
 # Settings and commands.
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_every_setting_that_is_named_exists(path: Path) -> None:
+def test_every_setting_that_is_named_exists() -> None:
     known = {
         *FIELD_OF_KEY,
         *re.findall(
@@ -112,9 +113,15 @@ def test_every_setting_that_is_named_exists(path: Path) -> None:
         ),
     }
     families = ("ACTIVE_", "CANARY_", "CONTROL_", "HEALTH_", "KEEP_", "LLM_", "PUBLIC_", "WORKER_")
-    named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", path.read_text()))
+    named = {
+        (document, name)
+        for document, text in TEXTS.items()
+        for name in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", text)
+        if name.startswith(families)
+    }
 
-    assert not {name for name in named if name.startswith(families)} - known
+    assert len(named) > 100
+    assert not [each for each in named if each[1] not in known]
 
 
 def command_lines(verbs: Iterable[click.Command], word: str = "atlasctl") -> Iterator[str]:
@@ -134,16 +141,11 @@ def test_every_verb_of_the_client_is_documented() -> None:
     assert not [line for line in lines if not re.search(rf"{line}(?![\w-])", COMMANDS)]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_every_command_of_ours_that_is_named_exists(path: Path) -> None:
-    named = set(
-        re.findall(
-            r"(?<![\w/])(?:\./)?(scripts/[a-z_-]+(?:\.py|@?\.service)?|\.ci/run)",
-            path.read_text(),
-        )
-    )
+def test_every_command_of_ours_that_is_named_exists() -> None:
+    ours = re.compile(r"(?<![\w/])(?:\./)?(scripts/[a-z_-]+(?:\.py|@?\.service)?|\.ci/run)")
+    named = {(name, found) for name, text in TEXTS.items() for found in ours.findall(text)}
 
-    assert not {name for name in named if not (ROOT / name).exists()}
+    assert not {each for each in named if not (ROOT / each[1]).exists()}
 
 
 # What a reader has time for.
@@ -164,30 +166,37 @@ def test_every_document_is_in_the_index() -> None:
 # Links and places.
 
 
+@cache
 def anchors(path: Path) -> set[str]:
     """Return the names that a forge gives to a document's headings."""
     headings = re.findall(r"^#+ (.+)$", prose(path.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_every_link_within_the_repository_leads_somewhere(path: Path) -> None:
-    for link in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text())):
-        if "://" in link:
-            continue
-        name, _, anchor = link.partition("#")
-        target = path.parent / name if name else path
-        assert target.exists(), link
-        if anchor:
-            assert anchor in anchors(target), link
+def dead(path: Path, link: str) -> bool:
+    """Return whether a link of a document within the repository has no target."""
+    name, _, anchor = link.partition("#")
+    target = path.parent / name if name else path
+    return not target.exists() or bool(anchor and anchor not in anchors(target))
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_every_file_that_is_named_exists(path: Path) -> None:
-    text = prose(path.read_text())
-    named = re.findall(r"`((?:supervisor|worker|tests|docs|scripts)/[\w./-]+)`", text)
+def test_every_link_within_the_repository_leads_somewhere() -> None:
+    links = [
+        (name, link)
+        for name, text in TEXTS.items()
+        for link in re.findall(r"\]\(([^)\s]+)\)", prose(text))
+        if "://" not in link
+    ]
 
-    assert not {name for name in named if not (ROOT / name).exists()}
+    assert len(links) > 500
+    assert not [(name, link) for name, link in links if dead(ROOT / name, link)]
+
+
+def test_every_file_that_is_named_exists() -> None:
+    files = re.compile(r"`((?:supervisor|worker|tests|docs|scripts)/[\w./-]+)`")
+    named = {(name, found) for name, text in TEXTS.items() for found in files.findall(prose(text))}
+
+    assert not {each for each in named if not (ROOT / each[1]).exists()}
 
 
 def promises() -> list[tuple[str, str]]:
@@ -214,7 +223,11 @@ def test_every_pinned_package_has_its_reason_and_no_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.lock", "requirements-dev.lock", "requirements-sbom.lock"]
+    "name",
+    [
+        *("requirements.lock", "requirements-dev.lock"),
+        *("requirements-docs.lock", "requirements-sbom.lock"),
+    ],
 )
 def test_every_pinned_version_has_hashes_and_no_index_is_named(name: str) -> None:
     text = (ROOT / name).read_text()
@@ -224,7 +237,7 @@ def test_every_pinned_version_has_hashes_and_no_index_is_named(name: str) -> Non
 
 
 def test_packages_are_installed_from_wheels_with_hashes() -> None:
-    for name in ("_setup", "sbom"):
+    for name in ("_setup", "build-docs", "sbom"):
         text = (ROOT / "scripts" / name).read_text().replace("\\\n", " ")
         calls = [line for line in text.splitlines() if "--requirement" in line]
         assert calls
@@ -253,6 +266,26 @@ def test_the_layers_are_documented_as_the_linter_holds_them() -> None:
     assert shown[0].removesuffix("```").split() == " → ".join(layers).split()
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_no_path_of_the_writers_machine_is_left_in(path: Path) -> None:
-    assert not re.findall(r"/(?:work|root|home|tmp)/\S+", path.read_text())
+def test_no_path_of_the_writers_machine_is_left_in() -> None:
+    found = [
+        (name, re.findall(r"/(?:work|root|home|tmp)/\S+", text)) for name, text in TEXTS.items()
+    ]
+
+    assert not [each for each in found if each[1]]
+
+
+# The runbook.
+
+
+def test_every_alert_error_and_suggestion_is_in_the_runbook() -> None:
+    headings = {*re.findall(r"^#+ `?(\w+)`?$", RUNBOOK, re.MULTILINE)}
+    rows = {*re.findall(r"^\| `(\w+)` \|", RUNBOOK, re.MULTILINE)}
+    source = "".join(path.read_text() for path in (ROOT / "supervisor").rglob("*.py"))
+    suggested = re.findall(r"Suggestion\(\s*code=\"(\w+)\"", source)
+    remedies = re.search(r"^_REMEDIES = \{(.+?)^\}", source, re.MULTILINE | re.DOTALL)
+
+    assert remedies is not None
+    assert {rule["alert"] for rule in alert_rules()} <= headings
+    assert {row.code for row in CATALOGUE} <= headings
+    assert {*suggested, *re.findall(r"^    \"(\w+)\":", remedies[1], re.MULTILINE)} == rows
+    assert len(suggested) > 8

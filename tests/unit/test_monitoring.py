@@ -1,4 +1,4 @@
-"""Compares docs/monitoring with the metrics of the daemon, in both directions."""
+"""Holds the alerts and the dashboard against the metrics of the daemon."""
 
 from __future__ import annotations
 
@@ -32,34 +32,6 @@ FUNCTIONS = re.compile(
 @pytest.fixture
 def families(tmp_path: Path) -> list[Metric]:
     return everything(tmp_path, os.getpid())
-
-
-def documented() -> dict[str, tuple[str, set[str]]]:
-    """Return type and labels of each metric in the table."""
-    found = {}
-    for line in (FOLDER / "README.md").read_text().splitlines():
-        if not line.startswith("| `"):
-            continue
-        names, kind, labels, _ = (cell.strip() for cell in line.strip("|").split("|", 3))
-        for name in re.findall(r"`(\w+)`", names):
-            assert name not in found, name
-            found[name] = kind, set(re.findall(r"`(\w+)`", labels))
-    return found
-
-
-def test_the_documented_metrics_are_those_of_the_daemon_with_type_and_labels(
-    families: list[Metric],
-) -> None:
-    real = {
-        exposed_name(family): (
-            family.type,
-            {label for sample in family.samples for label in sample.labels} - {"le"},
-        )
-        for family in families
-    }
-
-    assert len(real) == len(families)
-    assert documented() == real
 
 
 def test_every_metric_but_the_promised_ones_has_the_prefix(families: list[Metric]) -> None:

@@ -23,7 +23,7 @@ LOCKS = ("requirements.lock", "requirements-dev.lock")
 
 SCREEN = ("atlas_supervisor.cli.top.app", "atlas_supervisor.cli.top.dialogs")
 """What alone imports Textual, which is an extra."""
-COMMANDS = ("atlas_worker.app.server", "scripts.demonstration", "scripts.documentation")
+COMMANDS = ("atlas_worker.app.server", "scripts.demonstration")
 IMPORTED = f"""
 import sys
 before = {{*sys.modules}}  # what .pth files of installed packages import at every start

@@ -26,8 +26,8 @@ ROUTES: tuple[AnyRoute, ...] = (
         path="/metrics",
         handler=_metrics,
         summary="Metrics for Prometheus",
-        description="Always in the text format, version 0.0.4. docs/monitoring/README.md explains "
-        "each metric and has alert rules and a dashboard.",
+        description="Always in the text format, version 0.0.4. docs/metrics.md explains all, "
+        "docs/monitoring/README.md has alert rules and a dashboard.",
         tag="Metrics",
         query=Nothing,
         body=Nothing,

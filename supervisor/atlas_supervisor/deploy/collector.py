@@ -77,7 +77,7 @@ def _deploys(now: Snapshot) -> Iterator[Metric]:
         "atlas_deploy_in_progress", "1 while a deploy is in progress.", status.deploy_in_progress
     )
     yield _one("atlas_state_generation", "Changes of deploy_state.json.", state.generation)
-    yield _one("atlas_event_stream_listeners", "Open streams of deploy events.", now.listeners)
+    yield _one("atlas_event_stream_listeners", "Open streams of GET /deploy/events.", now.listeners)
     for name, moment, ts in (
         ("deploy", "start", state.last_deploy_ts),
         ("switch", "end", state.last_switch_ts),
@@ -211,12 +211,14 @@ def _canaries(state: DeployState) -> Iterator[Metric]:
 def _requests(requests: Requests) -> Iterator[Metric]:
     count = CounterMetricFamily(
         "atlas_requests",
-        "Users' requests by outcome, counted by workers with the kit or by the relay.",
+        "Users' requests of the last eight versions, counted by workers with the kit or by the "
+        "relay (docs/worker-contract.md). Code is 1xx to 5xx, client_left (no failure) or cut "
+        "(open when the process died).",
         labels=["slot", "version", "code"],
     )
     seconds = HistogramMetricFamily(
         "atlas_request_seconds",
-        "Latency of users' requests, until the response ends.",
+        "Latency of users' requests that are ansared, until the response ends.",
         labels=["slot", "version"],
     )
     for (slot, version), totals in requests.items():
@@ -243,14 +245,14 @@ def _latencies(latency: Histogram) -> tuple[list[tuple[str, float]], float]:
 def _relay(relayed: Mapping[str, RelayTraffic]) -> Iterator[Metric]:
     yield _gauge(
         "atlas_relay_open_connections",
-        "Connections that the daemon relays.",
+        "Connections that the daemon relays. Purpose is public (the relay plane), own_port (of "
+        "{fd} workers), rescue (in place of a dead worker) or hold (at the end of a hold).",
         {(purpose,): each.open_connections for purpose, each in relayed.items()},
         "purpose",
     )
     accepted = CounterMetricFamily(
         "atlas_relay_connections",
-        "Connections accepted by the daemon. Purpose rescue: in place of a dead worker; hold: "
-        "at the end of a hold.",
+        "Connections accepted by the daemon, by the same purposes.",
         labels=["purpose"],
     )
     moved = CounterMetricFamily(

@@ -54,7 +54,8 @@ class DeployMetrics:
 
         self._switches = promised(
             "deploy_switch_total",
-            "Attempted switches of all traffic, by deploys, rollbacks and recycles.",
+            "Attempted switches of all traffic, by deploys, rollbacks and recycles: success and "
+            "fail together.",
         )
         self._switched = promised("deploy_switch_success", "Switches that succeeded.")
         self._not_switched = promised("deploy_switch_fail", "Switches that failed.")
@@ -64,7 +65,8 @@ class DeployMetrics:
         )
         self._started = Counter(
             "atlas_deploys_total",
-            "Deploys started. Rollbacks to a warm version are not counted.",
+            "Deploys started. Kind rollback: the previous version is launched again. Rollbacks to "
+            "a warm version are not counted.",
             ["kind"],
             registry=registry,
         )
@@ -224,7 +226,7 @@ class ProbeMetrics:
         )
         self._count = Counter(
             "atlas_probes_total",
-            "Health probes, by verdict.",
+            "Health probes. Verdict is pass, fail or inconclusive.",
             ["slot", "verdict"],
             registry=registry,
         )
@@ -246,7 +248,8 @@ class RequestMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._count = Counter(
             "atlas_api_requests_total",
-            "Responses of the control API. Streams count when they end.",
+            "Responses of the control API. Streams count when they end. Route is the pattern, or "
+            "unknown; status 499: the client closed first.",
             ["method", "route", "status"],
             registry=registry,
         )
