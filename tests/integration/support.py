@@ -6,6 +6,7 @@ import asyncio
 import json
 import shlex
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -146,3 +147,21 @@ def releases(folder: Path, *names: str) -> Path:
     for name in names:
         write_release(folder / "releases" / name, name)
     return folder / "releases"
+
+
+async def bash(script: str, where: Path, **environment: object) -> tuple[int, str]:
+    """Run a script as a job does; return its exit status and all that it printed."""
+    process = await asyncio.create_subprocess_exec(
+        "bash",
+        "-c",
+        script,
+        cwd=where,
+        env={
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin:/usr/sbin:/sbin",
+            **{name: str(value) for name, value in environment.items()},
+        },
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    printed, _ = await process.communicate()
+    return process.returncode or 0, printed.decode()

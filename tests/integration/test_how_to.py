@@ -22,11 +22,10 @@ from atlas_supervisor.config import Settings, load_settings
 from atlas_supervisor.system import procfs
 from tests.harness import DaemonProcess, Setting, free_ports, write_release
 from tests.integration.nginx import PROGRAM, nginx
-from tests.integration.support import SCRIPTED, public_version, scripted_daemon
+from tests.integration.support import SCRIPTED, bash, public_version, scripted_daemon
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs/how-to"
-BIN = Path(sys.executable).parent
 FAKE_MANAGE = "import pathlib\npathlib.Path('migrated').touch()\n"
 
 
@@ -46,24 +45,6 @@ def replaced(text: str, *pairs: tuple[str, object]) -> str:
         assert old in text, old
         text = text.replace(old, str(new))
     return text
-
-
-async def bash(script: str, where: Path, **environment: object) -> tuple[int, str]:
-    """Run a script as a job does; return its exit status and all that it printed."""
-    process = await asyncio.create_subprocess_exec(
-        "bash",
-        "-c",
-        script,
-        cwd=where,
-        env={
-            "PATH": f"{BIN}:/usr/bin:/bin:/usr/sbin:/sbin",
-            **{name: str(value) for name, value in environment.items()},
-        },
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    printed, _ = await process.communicate()
-    return process.returncode or 0, printed.decode()
 
 
 def test_every_page_is_in_the_index() -> None:

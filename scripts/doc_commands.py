@@ -1,0 +1,367 @@
+"""The commands of the documents: found in their fenced blocks, and held against the code.
+
+`tests/unit/test_doc_commands.py` checks all of them so. `tests/integration/test_doc_commands.py`
+and the tests in `RUN_BY` run them. `./scripts/check-docs` does all of it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from atlas_supervisor.api.server import table
+from atlas_supervisor.cli.__main__ import main
+from atlas_supervisor.config.settings import FIELD_OF_KEY
+
+ROOT = Path(__file__).resolve().parents[1]
+FENCED = re.compile(r"^```(sh|console|ini)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SETTING = re.compile(r"[A-Z][A-Z_]+=.*?(?: +#.*)?")
+
+CLIENTS = ("atlasctl", "./scripts/atlasctl", "/opt/atlas/bin/atlasctl")
+DAEMONS = ("atlas-supervisor", "./scripts/start")
+
+NOT_HERE = {
+    "./scripts/check-docs": "runs this test",
+    "./scripts/lint": "is run beside the tests",
+    "./scripts/renew-locks": "needs a package index",
+    "./scripts/simulate": "tests/simulation plays the same stories",
+    "./scripts/test": "runs this test",
+    "./scripts/trace": "tests/integration/test_tracing.py does the same",
+    "./scripts/start": "does not end; tests/acceptance/test_readme.py runs it",
+    "atlas-supervisor": "does not end; tests/acceptance/test_readme.py runs it",
+    "apt-get": "installs packages",
+    "docker": "needs a container runtime",
+    "du": "reads the whole disk",
+    "go": "needs the Go toolchain",
+    "journalctl": "needs systemd's journal",
+    "jq": "an optional program",
+    "man": "a pager",
+    "npm": "needs the npm registry",
+    "promtool": "needs Prometheus",
+    "sudo": "needs root",
+    "systemctl": "needs systemd",
+    "tail": "does not end",
+}
+"""Programs that no test can run, and why; a command with one of them is only checked."""
+
+RUNNER = "tests/integration/test_doc_commands.py"
+"""It runs every call of the client and the API in the pages that are not in RUN_BY."""
+
+RUN_BY = {
+    "README.md": "tests/acceptance/test_readme.py",
+    "README.es.md": "tests/acceptance/test_readme.py",
+    "docs/how-to/backup.md": "tests/integration/test_how_to.py",
+    "docs/how-to/ci-pipeline.md": "tests/integration/test_how_to.py",
+    "docs/how-to/migrations.md": "tests/integration/test_how_to.py",
+    "docs/how-to/reverse-proxy.md": "tests/integration/test_how_to.py",
+    "docs/how-to/static-files.md": "tests/integration/test_how_to.py",
+    "docs/tutorial-server.md": "tests/integration/test_doc_commands.py",
+}
+"""The test that runs a page's blocks, as they stand."""
+
+VERBS_ELSEWHERE = {
+    "completion": "tests/unit/supervisor/cli/test_completion.py",
+    "doctor": "tests/unit/supervisor/cli/test_doctor.py",
+    "init": "tests/unit/supervisor/cli/test_init.py",
+    "prune": "tests/integration/test_local_verbs.py",
+    "reload": "tests/integration/test_reload.py",
+}
+"""Verbs that change more than a daemon, and the tests that run them."""
+
+ONLY_CHECKED = {
+    "docs/commands.md": "changes the reader's own shell",
+    "docs/how-to/django.md": "needs Django, which the tests' environment does not have",
+    "docs/how-to/go.md": "needs the Go toolchain",
+    "docs/tutorial.md": "changes the checkout that the tests run in",
+}
+"""Pages with other commands that no test runs, and why."""
+
+SHELL = {
+    *(".", "awk", "cat", "cd", "chown", "cp", "date", "echo", "eval", "exit", "export", "find"),
+    *("git", "grep", "head", "id", "install", "ln", "ls", "mkdir", "mv", "openssl", "rm", "set"),
+    *(
+        "sed",
+        "sh",
+        "sort",
+        "tar",
+        "test",
+        "touch",
+        "umask",
+        "useradd",
+        "xargs",
+        "node",
+        "pip",
+        "python",
+    ),
+    *("python3", "curl", "wget", "gunicorn", "uvicorn", "kill", "printf", "tee", "chmod", "rsync"),
+}
+"""Other programs that a document may use."""
+
+KEYWORDS = {"do", "done", "else", "fi", "if", "then", "while", "!", "{", "}", "time", "exec"}
+PREFIXES = {"sudo", "env"}
+
+
+@dataclass
+class Command:
+    """One command of a block, and the output that the document shows."""
+
+    text: str
+    shown: list[str] = field(default_factory=list)
+
+    @property
+    def bare(self) -> str:
+        """The command without a comment at its end."""
+        return re.sub(r"(?<=\S) +# .*$", "", self.text)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a document: `sh`, `console`, or `ini` for settings alone."""
+
+    language: str
+    text: str
+
+    def commands(self) -> Iterator[Command]:
+        """Yield its commands: lines, or a here-document with its command; of settings, none."""
+        if self.settings or self.language == "ini":
+            return iter(())
+        return _prompted(self.text) if self.language == "console" else _plain(self.text)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings that it shows, if it has nothing else."""
+        lines = [line for line in self.text.splitlines() if line and not line.startswith("#")]
+        if not all(
+            SETTING.fullmatch(line) and line.split("=")[0] in FIELD_OF_KEY for line in lines
+        ):
+            return {}
+        pairs = (re.sub(r" +#.*", "", line).split("=", 1) for line in lines)
+        return dict(pairs)
+
+
+def documents() -> list[Path]:
+    """Return every document with commands."""
+    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def blocks(text: str) -> list[Block]:
+    """Return the blocks of a document's text, in order."""
+    return [Block(*found) for found in FENCED.findall(text)]
+
+
+def _prompted(text: str) -> Iterator[Command]:
+    """Yield what follows a prompt, with the output below it."""
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        whole, *shown = _whole_lines(part)
+        yield Command(whole, shown)
+
+
+def _plain(text: str) -> Iterator[Command]:
+    for line in _whole_lines(text):
+        if line.strip() and not line.startswith("#"):
+            yield Command(line)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Yield lines, each with those that continue it and its here-document."""
+    begun: list[str] = []
+    for line in text.splitlines():
+        begun.append(line)
+        here = re.search(r"<<'(\w+)'", begun[0])
+        if line.endswith("\\") or (here and line != here[1]):
+            continue
+        yield "\n".join(begun)
+        begun = []
+    if begun:
+        raise ValueError(f"a command does not end: {begun}")
+
+
+# What a command calls.
+
+
+def calls(command: str) -> Iterator[list[str]]:
+    """Yield the words of each program that a command line calls, without redirections.
+
+    What stands in quotes or `$(...)` within a word is a part of that word.
+    """
+    line = re.sub(r"<<'\w+'.*", "", command.replace("\\\n", " "), flags=re.DOTALL)
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words: list[str] = []
+    tokens = iter(lexer)
+    for token in tokens:
+        if set(token) <= set("<>&") and set(token) & set("<>"):
+            next(tokens, None)
+        elif set(token) <= set(";&|()"):
+            yield from _called(words)
+            words = []
+        else:
+            words.append(token)
+    yield from _called(words)
+
+
+def _called(words: list[str]) -> Iterator[list[str]]:
+    """Yield a call, without what stands before its program; nothing for assignments alone."""
+    if words[:1] == ["for"]:
+        return
+    rest = list(words)
+    while rest and (rest[0] in KEYWORDS | PREFIXES or re.match(r"[A-Za-z_]\w*=", rest[0])):
+        rest.pop(0)
+    if rest:
+        yield rest
+
+
+def programs(command: str) -> list[str]:
+    """Return the programs that a command line calls; `sudo` is one."""
+    sudo = ["sudo"] if re.search(r"\bsudo\b", command) else []
+    return sudo + [words[0] for words in calls(command)]
+
+
+def run_by(name: str, command: str) -> str | None:
+    """Return the test that runs a command of a document; None if none does."""
+    if name in RUN_BY:
+        return RUN_BY[name]
+    for words in calls(command):
+        if words[0] in CLIENTS and words[1:] and words[1] in VERBS_ELSEWHERE:
+            return VERBS_ELSEWHERE[words[1]]
+    asks_daemon = any(each in CLIENTS or each == "curl" for each in programs(command))
+    return RUNNER if asks_daemon and not only_checked("", command) else None
+
+
+def only_checked(name: str, command: str) -> str | None:
+    """Return why no test runs a command of a document; None if there is no reason."""
+    reasons = [NOT_HERE[each] for each in programs(command) if each in NOT_HERE]
+    if re.search(r"(?:logs|show) .*-f\b|curl .*-s?N\b", command):
+        reasons.append("does not end")
+    return next(iter(reasons), ONLY_CHECKED.get(name))
+
+
+# What is wrong with a command.
+
+
+def faults(command: str) -> Iterator[str]:
+    """Yield a line for each thing in a command line that does not exist."""
+    for words in calls(command):
+        program, *arguments = words
+        if program in CLIENTS:
+            fault = client_fault(arguments)
+        elif program in DAEMONS:
+            fault = unknown_option(arguments, {"--env-file", "--check", "--version"})
+        elif program.removeprefix("./").startswith("scripts/"):
+            fault = script_fault(program.removeprefix("./"), arguments)
+        elif program == "curl":
+            fault = request_fault(arguments)
+        elif (
+            program in SHELL
+            or program in NOT_HERE
+            or program.startswith(("./", "/", ".venv/", "$"))
+        ):
+            fault = None
+        else:
+            fault = f"{program}: unknown program"
+        if fault:
+            yield fault
+
+
+def client_fault(arguments: list[str]) -> str | None:
+    """Return the usage error of a call of `atlasctl`; None if the call is right."""
+    context = click.Context(main, info_name="atlasctl")
+    command: click.Command = main
+    rest = arguments
+    try:
+        while isinstance(command, click.Group):
+            with command.make_context(command.name or "", rest, parent=context) as context:
+                rest = [*context._protected_args, *context.args]  # noqa: SLF001 - click has no other
+            name, found, rest = command.resolve_command(context, rest)
+            command = found or command
+        command.make_context(name, rest, parent=context)
+    except click.exceptions.Exit:
+        return None  # it printed a help
+    except click.BadParameter as error:
+        if isinstance(error.param and error.param.type, click.Path):
+            return None  # the file is on the reader's machine
+        return error.format_message()
+    except click.UsageError as error:
+        return error.format_message()
+    return None
+
+
+def unknown_option(arguments: list[str], known: set[str]) -> str | None:
+    given = {each.split("=")[0] for each in arguments if each.startswith("--")}
+    return f"unknown options: {sorted(given - known)}" if given - known else None
+
+
+def script_fault(script: str, arguments: list[str]) -> str | None:
+    """Return which script does not exist, or which of its options; None if all do."""
+    if not (ROOT / script).is_file():
+        return f"{script} does not exist"
+    if script == "scripts/test":
+        return None  # pytest's
+    return unknown_option(arguments, _options_of(script))
+
+
+@cache
+def _options_of(script: str) -> set[str]:
+    """Return the options that a script's text names, or that of the module which it runs."""
+    text = (ROOT / script).read_text(encoding="utf-8")
+    modules = re.findall(r"-m (scripts[.\w]+)", text)
+    modules += [f"scripts.{name}" for name in re.findall(r"scripts/(\w+)\.py", text)]
+    for module in modules:
+        path = ROOT / module.replace(".", "/")
+        files = path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
+        text += "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+    return set(re.findall(r"--[a-z][a-z-]+", text))
+
+
+CONTROL = re.compile(r"localhost|127\.0\.0\.1:8793|\$ATLAS_URL|https://app\.example\.org/atlas")
+
+
+def request_fault(arguments: list[str]) -> str | None:
+    """Return which request of curl the API does not know; None if it does."""
+    url = next((each for each in arguments if re.match(r"https?:|\$ATLAS_URL", each)), "")
+    if not CONTROL.search(url) or ":8790" in url:
+        return None
+    method = "POST" if any(each in {"--json", "-d", "--data"} for each in arguments) else "GET"
+    for option, value in pairwise(arguments):
+        method = value if option in {"-X", "--request"} else method
+    path = urlsplit(CONTROL.sub("", url)).path.removeprefix("http://") or "/"
+    return endpoint_fault(method, path)
+
+
+def endpoint_fault(method: str, path: str) -> str | None:
+    """Return a text if the API has no such request; a part of the path may be a placeholder."""
+    for route in table("1"):
+        pattern = re.sub(
+            r"\{\w+\}", "[^/]+", re.escape(route.path).replace(r"\{", "{").replace(r"\}", "}")
+        )
+        if route.method == method and re.fullmatch(pattern, path):
+            return None
+    return f"the API has no {method} {path}"
+
+
+# What the prose names.
+
+
+def prose(text: str) -> str:
+    """Return a document without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def named_calls(text: str) -> list[str]:
+    """Return the calls of atlasctl in a document's prose, but not how a verb may be called."""
+    found = re.findall(r"`((?:\./scripts/)?atlasctl [^`]+)`", prose(text))
+    called = [" ".join(each.split()) for each in found if not re.search(r"[\[{…|]|\.\.\.", each)]
+    return [each.replace("FEATURE", "vision").replace("PERCENTAGE", "10%") for each in called]
+
+
+def named_requests(text: str) -> list[tuple[str, str]]:
+    """Return method and path of each request that a document's prose names."""
+    return re.findall(r"`(GET|POST|PUT|DELETE) (/[^\s?`]*)", prose(text))

@@ -1,0 +1,153 @@
+"""The calls of the client and the API in the documents, run as they stand with a real daemon.
+
+`scripts/doc_commands.py` says which tests run the others.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from scripts.doc_commands import CLIENTS, RUNNER, Command, blocks, documents, only_checked, run_by
+from tests.harness import DaemonProcess, Setting, write_release
+from tests.integration.support import SCRIPTED, bash, until_phase
+from tests.unit.supervisor.cli.support import call_client
+
+ROOT = Path(__file__).parents[2]
+RELEASES = ("1.1", "1.3.2", "1.3.3", "1.4.0", "1.5.0", "2.1")
+OF_A_DAEMON = ("canary ramp", "--url")
+"""What the daemon here has no settings for, or no address."""
+TUTORIAL = "docs/tutorial-server.md"
+STEERED = {
+    "docs/how-to/go-back.md": ("1.3.2", "1.3.3", "1.4.0"),
+    "docs/how-to/ramp.md": (),
+    "docs/how-to/split-traffic.md": (),
+}
+"""Pages whose commands must succeed one after the other, and what is deployed before."""
+
+
+def commands(name: str) -> Iterator[Command]:
+    """Yield the commands of a page that are run here."""
+    for block in blocks((ROOT / name).read_text()):
+        for command in block.commands():
+            if run_by(name, command.text) == RUNNER and not only_checked(name, command.text):
+                yield command
+
+
+def settings_of(name: str) -> dict[str, Setting]:
+    """Return the settings that a page shows."""
+    found: dict[str, Setting] = {}
+    for block in blocks((ROOT / name).read_text()):
+        found |= block.settings
+    return found
+
+
+@asynccontextmanager
+async def prepared(
+    folder: Path, settings: Mapping[str, Setting], *deployed: str
+) -> AsyncIterator[DaemonProcess]:
+    """A daemon with the releases that the documents name."""
+    for name in RELEASES:
+        write_release(folder / "releases" / name, name)
+    given: dict[str, Setting] = {
+        "RELEASES_DIR": folder / "releases",
+        "WORKER_COMMAND": SCRIPTED,
+        "STOP_TIMEOUT_SECONDS": 2,
+        **settings,
+    }
+    async with DaemonProcess.running(folder, given) as daemon:
+        for name in deployed:
+            assert (await daemon.deploy(name)).status == 200
+        yield daemon
+
+
+async def run(daemon: DaemonProcess, text: str) -> tuple[int, str]:
+    """Run a command as it stands, but for the places that it names; return status and output."""
+    text = re.sub(r"(?:/etc/atlas|/srv/\w+)/\w+\.env", str(daemon.env_file), text)
+    words = shlex.split(text, comments=True)
+    if words[0] in CLIENTS and "--" not in words and not {"&&", "|"} & {*words}:
+        done = await call_client(*words[1:], env={"ATLAS_ENV_FILE": str(daemon.env_file)})
+        return done.code, done.out + done.err
+    for port, real in (("8793", daemon.control_port), ("8790", daemon.public_port)):
+        text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{real}")
+    return await bash(text, daemon.folder, ATLAS_ENV_FILE=daemon.env_file)
+
+
+async def test_the_commands_of_all_other_pages_reach_a_daemon_and_are_understood(
+    tmp_path: Path,
+) -> None:
+    pages = [str(path.relative_to(ROOT)) for path in documents()]
+    seen: set[str] = set()
+    (tmp_path / "manage.py").touch()
+    async with prepared(tmp_path, {"KEEP_WARM_FOREIGN": "true"}, "1.4.0") as daemon:
+        for page in pages:
+            for command in commands(page) if page not in {*STEERED, TUTORIAL} else ():
+                text = command.bare.replace("./scripts/atlasctl", "atlasctl")
+                if text in seen or any(word in text for word in OF_A_DAEMON):
+                    continue
+                seen.add(text)
+                status, printed = await run(daemon, text)
+                assert status in {0, 1}, f"{page}: {text}\n{printed}"
+                assert "Traceback" not in printed
+                if text.startswith("curl"):
+                    assert status == 0 and '"error"' not in printed, f"{text}\n{printed}"  # noqa: PT018
+    assert len(seen) > 30
+
+
+@pytest.mark.parametrize("page", STEERED)
+async def test_the_commands_of_a_page_about_traffic_succeed_in_order(
+    tmp_path: Path, page: str
+) -> None:
+    async with prepared(tmp_path, settings_of(page), *STEERED[page]) as daemon:
+        for command in commands(page):
+            text = command.bare
+            ramps = "deploy" in text and page.endswith("ramp.md")
+            if "abort" in text and page.endswith("ramp.md"):  # the page's other end
+                continue
+            status, printed = await run(daemon, text + " --no-wait" if ramps else text)
+            assert status == 0, f"{text}\n{printed}"
+            if ramps:
+                await until_phase(daemon, "ramp")
+
+
+async def test_the_tutorials_application_is_deployed_broken_and_rolled_back(tmp_path: Path) -> None:
+    """All steps but those of root: packages, the installation, systemd."""
+    shop = write_release(tmp_path / "work", "v1")
+    application, smoke = (
+        each.text
+        for block in blocks((ROOT / TUTORIAL).read_text())
+        for each in block.commands()
+        if "main.py <<" in each.text[:20] or "smoke.toml" in each.text[:40]
+    )
+    (shop / "smoke.toml").touch()
+    for text in (application, smoke.replace("/srv/shop", ".")):
+        assert await bash(text, shop) == (0, "")
+    settings: dict[str, Setting] = {
+        "WORKER_COMMAND": f"{shlex.quote(sys.executable)} -m atlas_worker.asgi main:app",
+        "SMOKE_FILE": shop / "smoke.toml",
+        "KEEP_WARM_SECONDS": 60,
+    }
+    _, _, after = (ROOT / TUTORIAL).read_text().partition("## 6. Deploy a change")
+    statuses = []
+    async with DaemonProcess.running(tmp_path, settings) as daemon:
+        for block in blocks(after):
+            for command in block.commands():
+                if only_checked("", command.text.replace("sudo ", "")):
+                    continue
+                text = command.text.replace("sudo ", "").replace("./scripts/", "")
+                status, printed = await run(
+                    daemon, text.replace("/srv/shop/main.py", "work/main.py")
+                )
+                statuses += [status] if text.startswith("atlasctl") else []
+                if text.startswith("curl"):
+                    assert printed.strip() == "".join(command.shown), text
+
+    deployed, failed, enabled, again, rolled_back, *others = statuses
+    assert (deployed, failed, enabled, again, rolled_back) == (0, 1, 0, 0, 0)
+    assert {*others} == {0}
