@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import click
 
-from atlas_supervisor.cli.client import Record, mapping, objects
 from atlas_supervisor.cli.deploy import deploy
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.hold import hold
@@ -18,6 +17,7 @@ from atlas_supervisor.cli.rollback import objections, rollback, takes_over
 from atlas_supervisor.cli.session import Session
 from atlas_supervisor.cli.steer import abort, mode, switch
 from atlas_supervisor.cli.top.pane import Pane
+from atlas_supervisor.cli.words import Record, mapping, objects
 
 _VERBS = {str(each.name): each for each in (deploy, switch, abort, rollback, hold, ramp, mode)}
 _PHASES_TO_SWITCH = ("awaiting_switch", "ramp")

@@ -21,7 +21,6 @@ from textual.screen import Screen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from atlas_supervisor.cli.client import Record, mapping, objects
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.history import HISTORY_NAMES, history_row
 from atlas_supervisor.cli.listing import aligned
@@ -32,6 +31,7 @@ from atlas_supervisor.cli.top.actions import ACTIONS, Action, Choice, Run, begin
 from atlas_supervisor.cli.top.dialogs import Ask, Help
 from atlas_supervisor.cli.top.pane import Pane
 from atlas_supervisor.cli.top.watch import HEALTH, HISTORY, Watch
+from atlas_supervisor.cli.words import Record, mapping, objects
 
 INTERRUPTED = "interrupted"
 STALE_SECONDS = 5.0

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record, mapping, objects
 from atlas_supervisor.cli.listing import widths_of
-from atlas_supervisor.cli.render_deploy import is_recycle
 from atlas_supervisor.cli.status import STATE_STYLES, usage
 from atlas_supervisor.cli.terminal import BAD, EVENT, NOTE, OK, safe, spaced
 from atlas_supervisor.cli.units import MISSING, SECOND, age, amount, duration, latency, percent
+from atlas_supervisor.cli.words import Record, is_recycle, mapping, objects
 
 SUFFERING = 0.01
 """From this share of failed requests on, the sentence is red."""

@@ -11,18 +11,8 @@ from rich.text import Text
 from atlas_supervisor.cli.audit import audit_table
 from atlas_supervisor.cli.canary_report import report_view
 from atlas_supervisor.cli.canary_status import canaries
-from atlas_supervisor.cli.client import Record, mapping, objects
 from atlas_supervisor.cli.health import health_view
-from atlas_supervisor.cli.render_deploy import (
-    doing,
-    findings,
-    guarded,
-    outcome,
-    settled,
-    step_line,
-    succeeded,
-    title,
-)
+from atlas_supervisor.cli.render_deploy import findings, outcome, step_line, title
 from atlas_supervisor.cli.render_ramp import ramp_lines
 from atlas_supervisor.cli.render_timeline import timeline
 from atlas_supervisor.cli.show import already, facts
@@ -30,6 +20,7 @@ from atlas_supervisor.cli.status import draining, overview
 from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe, spaced
 from atlas_supervisor.cli.top.watch import AUDIT, CANARY, HEALTH, HISTORY, REPORT, STATUS, Watch
 from atlas_supervisor.cli.units import SECOND, duration
+from atlas_supervisor.cli.words import Record, doing, guarded, mapping, objects, settled, succeeded
 
 _STEPS = ("preflight", "launch", "smoke", "health", "switch", "guard", "drain")
 _STEP_OF = {"awaiting_switch": "switch", "ramp": "switch", "warm": "drain"}

@@ -14,13 +14,14 @@ from contextlib import aclosing, suppress
 
 from rich.text import Text
 
-from atlas_supervisor.cli.client import ApiResponse, Record, mapping, objects
+from atlas_supervisor.cli.client import ApiResponse
 from atlas_supervisor.cli.errors import FailedError, NoDaemonError
 from atlas_supervisor.cli.follow import events
 from atlas_supervisor.cli.logs import GAP, OWN, SOURCES, once, own_line
 from atlas_supervisor.cli.session import Session, refusal
 from atlas_supervisor.cli.sse import EventReader
 from atlas_supervisor.cli.terminal import safe
+from atlas_supervisor.cli.words import Record, mapping, objects
 
 STATUS, HEALTH, HISTORY = "/deploy/status", "/health", "/deploy/history"
 CANARY, REPORT, AUDIT = "/deploy/canary", "/deploy/canary/report", "/deploy/audit"
