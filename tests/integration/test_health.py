@@ -12,6 +12,7 @@ import aiohttp
 
 from tests.harness import DaemonProcess, Setting
 from tests.integration.support import (
+    SCRIPTED,
     everything_agrees,
     get,
     public_version,
@@ -108,9 +109,8 @@ async def test_the_integrity_check_is_skipped_when_the_scheduler_is_off(tmp_path
 
 
 async def test_a_worker_that_binds_its_port_is_looked_at_through_the_relay(tmp_path: Path) -> None:
-    command = "python -m http.server --bind 127.0.0.1 {port}"
-    settings: dict[str, Setting] = {"WORKER_COMMAND": command, "HEALTH_PATH": "/VERSION"}
-    async with DaemonProcess.running(tmp_path, settings) as daemon:
+    by_port: dict[str, Setting] = {"WORKER_COMMAND": f"{SCRIPTED} --port {{port}}"}
+    async with scripted_daemon(tmp_path, by_port) as daemon:
         told = await until(daemon, "port_active", "pass")
         assert "the public one" in told["checks"]["port_active"]["message"]
         assert (await daemon.status())["traffic"]["plane"] == "relay"

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from atlas_supervisor.doctor.__main__ import examine
 from atlas_supervisor.doctor.finding import Level
-from tests.harness import DaemonProcess, Setting, write_release
+from tests.harness import Setting, write_release
+from tests.integration.support import SCRIPTED, scripted_daemon
 from tests.unit.supervisor.cli.support import call_client
 
 
 async def test_ports_of_a_running_daemon_are_its_own_also_after_its_kill(tmp_path: Path) -> None:
-    command = "python -m http.server --bind 127.0.0.1 {port}"
-    settings: dict[str, Setting] = {"WORKER_COMMAND": command, "HEALTH_PATH": "/"}
-    async with DaemonProcess.running(tmp_path, settings) as daemon:
+    by_port: dict[str, Setting] = {"WORKER_COMMAND": f"{SCRIPTED} --port {{port}}"}
+    async with scripted_daemon(tmp_path, by_port) as daemon:
         pid = daemon.pid
         alive = await asyncio.to_thread(examine, daemon.env_file)
         other = tmp_path / "other.env"
@@ -42,7 +42,7 @@ async def test_prune_leaves_what_runs_and_what_served_on_a_real_daemon(tmp_path:
         "RELEASES_DIR": releases,
         "WORKER_DIRECTORY": releases / "other",
     }
-    async with DaemonProcess.running(tmp_path, settings) as daemon:
+    async with scripted_daemon(tmp_path, settings) as daemon:
         for name in ("first", "second"):
             answer = await daemon.deploy(name)
             assert answer.json["result"] == "switched"
