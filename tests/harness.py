@@ -7,6 +7,7 @@ manager to be used inside a test, so that its end, with its checks, is part of t
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import random
 import shutil
@@ -81,6 +82,7 @@ def _claim_share() -> tuple[int, socket.socket]:
     The claim is an abstract Unix socket: it leaves no file and ends with the process.
     """
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    atexit.register(claim.close)
     for share in range(SHARES):
         with suppress(OSError):
             claim.bind(f"\0atlas-test-ports-{share}")
