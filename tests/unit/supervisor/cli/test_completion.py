@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +18,31 @@ async def test_each_shell_gets_a_completion_that_asks_the_program(call: Call, sh
 
     assert outcome.code == 0
     assert f"_ATLASCTL_COMPLETE={shell}_complete" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("shell", "script", "printed"),
+    [
+        ("zsh", "echo $_comps[atlasctl]", "_atlasctl_completion\n"),
+        ("fish", "complete -C 'atlasctl rollb'", "rollback\tGo back to VERSION, one of the last "),
+    ],
+)
+async def test_zsh_without_compinit_and_fish_take_the_completion(
+    call: Call, tmp_path: Path, shell: str, script: str, printed: str
+) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    source = (await call("completion", shell)).out
+    folders = (str(Path(sys.executable).parent), os.environ["PATH"])
+    quiet = {"zsh": ["-f"], "fish": ["--no-config"]}[shell]
+
+    outcome = await run(
+        [shell, *quiet, "-c", f"{source}\n{script}"],
+        PATH=os.pathsep.join(folders),
+        HOME=str(tmp_path),  # both write there
+    )
+
+    assert outcome.out.startswith(printed), outcome.err
 
 
 async def test_bash_completes_a_verb(call: Call) -> None:
