@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from rich.console import RenderableType
@@ -19,7 +20,7 @@ from atlas_supervisor.cli.show import already, facts
 from atlas_supervisor.cli.status import draining, overview
 from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe, spaced
 from atlas_supervisor.cli.top.watch import AUDIT, CANARY, HEALTH, HISTORY, REPORT, STATUS, Watch
-from atlas_supervisor.cli.units import SECOND, duration
+from atlas_supervisor.cli.units import SECOND, duration, moment
 from atlas_supervisor.cli.words import Record, doing, guarded, mapping, objects, settled, succeeded
 
 _STEPS = ("preflight", "launch", "smoke", "health", "switch", "guard", "drain")
@@ -82,7 +83,10 @@ def _progress(screen: Screen, record: Record) -> Text:
 def _now(screen: Screen, record: Record) -> Iterator[RenderableType]:
     """Yield what a deploy does now, for how long, and what it waits for."""
     since = f"for {duration(already(record) * SECOND)}"
-    yield spaced(safe(doing(record), "cyan"), safe(since, "dim"))
+    end = moment(record.get("until_ts"))
+    left = (end - datetime.now(UTC)).total_seconds() if end else 0.0
+    until = [safe(f"{duration(left * SECOND)} left")] if left > 0 else []
+    yield spaced(safe(doing(record), "cyan"), safe(since, "dim"), *until)
     if seen := guarded(record):
         yield safe(seen)
     if record.get("phase") == "ramp" and (ramp := mapping(record.get("ramp"))):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from typing import Any
 
@@ -145,6 +147,19 @@ async def test_a_failed_deploy_has_its_reason_first_and_the_change_its_requester
         text = await seen.until("#content", "✗ smoke")
         assert text.index("1 of 6 smoke tests failed") < text.index("started")
         await seen.until("#change", "deploy: failed (2.0.0)", "requested by uid:7")
+
+
+async def test_a_deploy_in_its_guard_has_its_steps_its_figures_and_the_time_that_is_left(
+    look: Look,
+) -> None:
+    guard = {"message": "0 of 264 requests failed"}
+    until = (datetime.now(UTC) + timedelta(seconds=90)).isoformat()
+    steps = [step(name) for name in ("preflight", "launch", "smoke", "health", "switch")]
+    last = record(*steps, result="switched", phase="guard", guard=guard, until_ts=until)
+    async with look(serving(last_deploy=last)) as seen:
+        text = await seen.until("#content", "✓ switch  > guard  · drain", "0 of 264 requests")
+        assert re.search(r"guard  for .*  1 min 2\d s left", text)
+        assert "d deploy" in seen.text("#keys")
 
 
 async def test_an_action_asks_shows_its_command_runs_the_verb_and_says_what_came_of_it(
