@@ -138,11 +138,14 @@ class HealthMonitor:
                 tasks.start_soon(poller.run)
 
     async def _check_worker(self) -> WorkerReading:
-        self._checking, held = self._subject(), self._plane.held
-        reading = await self._checks.check(self._checking, held=held)
-        if self._plane.held and not held:  # then the check's own connection may have waited
-            reading = await self._checks.check(self._checking, held=True)
+        self._checking, steered = self._subject(), self._steered()
+        reading = await self._checks.check(self._checking, **steered)
+        if (now := self._steered()) != steered:  # the check's own connection may have waited,
+            reading = await self._checks.check(self._checking, **now)  # or reached the other one
         return reading
+
+    def _steered(self) -> dict[str, bool]:
+        return {"held": self._plane.held, "split": bool(self._plane.policy.split)}
 
     def _reading_of(self, subject: ActiveWorker) -> WorkerReading | None:
         """Return the last result, if it is about this very instance."""

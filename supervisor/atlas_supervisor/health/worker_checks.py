@@ -61,10 +61,13 @@ class WorkerChecks:
             settings.health_scheme, str(settings.public_host), settings.public_port
         )
 
-    async def check(self, subject: ActiveWorker, *, held: bool = False) -> WorkerReading:
+    async def check(
+        self, subject: ActiveWorker, *, held: bool = False, split: bool = False
+    ) -> WorkerReading:
         """Check once; never raises for what the instance does.
 
-        While new connections are `held`, its own port shows all that can be seen.
+        While new connections are `held`, its own port shows all that can be seen. While they are
+        `split`, either instance may answer on the public port.
         """
         if subject.instance is None:
             return no_worker(subject)
@@ -75,7 +78,7 @@ class WorkerChecks:
                 subject.port,
                 self._settings.health_path,
                 timeout_seconds=self._settings.health_timeout_seconds,
-                expect_instance=subject.instance,
+                expect_instance=None if split and via is not None else subject.instance,
                 via=via,
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
+from atlas_supervisor.traffic.steering import SteeringPolicy
 from tests.unit.supervisor.probes.fakes import Handler, answer
 from tests.unit.supervisor.store.support import a_state
 from tests.unit.supervisor.workers.support import make_settings
@@ -31,6 +32,7 @@ class Steered:
 
     active: SlotName = BLUE
     held: bool = False
+    policy: SteeringPolicy = field(default_factory=lambda: SteeringPolicy(BLUE))
 
 
 @dataclass

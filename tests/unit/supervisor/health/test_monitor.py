@@ -12,6 +12,7 @@ from atlas_supervisor.health import monitor as monitor_module
 from atlas_supervisor.health.worker_checks import ActiveWorker
 from atlas_supervisor.model.health import CheckStatus, HealthStatus
 from atlas_supervisor.store.state_keeper import UnreadableStateError
+from atlas_supervisor.traffic.steering import Split, SteeringPolicy
 from tests.harness import eventually
 from tests.unit.supervisor.health.support import BLUE, GREEN, telling, watched
 from tests.unit.supervisor.probes.fakes import answer, raw, serve, unused_port
@@ -75,6 +76,20 @@ async def test_a_hold_is_no_fault_of_the_public_port(tmp_path: Path) -> None:
         it.monitor.switched()
         health = await it.until("port_active", "pass")
     assert health.checks["port_active"].message.endswith("new connections are held")
+
+
+async def test_in_a_split_either_instance_may_answer_on_the_public_port(tmp_path: Path) -> None:
+    async with (
+        serve(telling(instance="blue-1", **ALL_WELL)) as own,
+        serve(telling(instance="green-7", **ALL_WELL)) as public,
+        watched(tmp_path, own.port, public_port=public.port) as it,
+    ):
+        it.plane.policy = SteeringPolicy(BLUE, split=Split(0.05))
+        it.monitor.switched()
+        await it.until("port_active", "pass")
+        it.plane.policy = SteeringPolicy(BLUE)
+        it.monitor.switched()
+        await it.until("port_active", "fail")
 
 
 async def test_a_public_port_that_leads_nowhere_is_unhealthy(tmp_path: Path) -> None:
