@@ -136,7 +136,7 @@ def routes(rows: Iterable[AnyRoute], sessions: Sessions) -> tuple[AnyRoute, ...]
         return with_desk
 
     page = ResponseSpec(200, "A page.", None, content_type="text/html")
-    back = ResponseSpec(303, "Back to the page.", None, content_type="text/html")
+    back = ResponseSpec(303, "Back to the page.", None, "", content_type="text/html")
     return (
         Route(
             method="GET",

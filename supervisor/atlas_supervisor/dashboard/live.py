@@ -85,6 +85,8 @@ class Board:
         """Return the changes from now on; the first event has every section."""
         rendering = self._renderings[audience]
         await rendering.look(self._ask)
+        if not any(each.audience is audience for each in self._feeds):
+            rendering.begin()
         feed = Feed(self, audience, alive)
         feed.put(b"retry: 1000\n\n" + rendering.everything(), rendering.everything)
         self._feeds.append(feed)
@@ -150,6 +152,11 @@ class _Rendering:
                     self._due[request] = now + seconds - PERIOD_SECONDS / 2
             self._looked = now
             self._answers = Answers(self._found, at=datetime.now(UTC), audience=self._audience)
+
+    def begin(self) -> None:
+        """Forget what has changed while there was no page to send it to."""
+        self._render()
+        self._unsent.clear()
 
     def afresh(self) -> dict[str, str]:
         """Return the HTML of each section, with the ages of this moment."""

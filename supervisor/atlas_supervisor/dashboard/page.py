@@ -102,8 +102,8 @@ def _commands(text: object) -> Markup:
     )
 
 
-def _rate(per_second: float | None) -> str:
-    return "–" if per_second is None else f"{per_second:.3g}"
+def _rate(per_second: float) -> str:
+    return f"{per_second:.3g}"
 
 
 def _ago(timestamp: str | None) -> str:

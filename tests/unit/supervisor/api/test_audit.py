@@ -63,21 +63,21 @@ async def test_a_broken_trail_is_answered_with_200(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "headers", "code"),
+    ("path", "headers", "actor", "code"),
     [
-        ("/deploy/abort", {}, "token_required"),
-        ("/deploy/abort", {"Authorization": "Bearer guessed"}, "token_wrong"),
-        ("/deploy/mode", {**BEARER, **FOREIGN}, "foreign_origin"),
+        ("/deploy/abort", {}, "anonymous", "token_required"),
+        ("/deploy/abort", {"Authorization": "Bearer guessed"}, "anonymous", "token_wrong"),
+        ("/deploy/mode", {**BEARER, **FOREIGN}, "token", "foreign_origin"),
     ],
 )
 async def test_denied_changes_are_audited_with_their_request(
-    tmp_path: Path, path: str, headers: dict[str, str], code: str
+    tmp_path: Path, path: str, headers: dict[str, str], actor: str, code: str
 ) -> None:
     async with running(tmp_path) as server:
         assert (await server.tcp("POST", f"{path}?x=1", headers=headers)).code == code
         assert server.audit.recorded == [
             (
-                Actor(name="anonymous", origin="127.0.0.1"),
+                Actor(name=actor, origin="127.0.0.1"),
                 "request",
                 "refused",
                 {"method": "POST", "path": path, "code": code, "left_out": 0},

@@ -237,7 +237,7 @@ async def test_head_answers_as_get_without_the_body(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nope", "/deploy", "/deploy/", "/deploy/d1/steps", "/healthz", "//"]
+    "path", ["/nope", "/deploy", "/deploy/", "/deploy/d1/steps", "/healthz", "//"]
 )
 async def test_an_unknown_path_is_404_in_the_common_shape(tmp_path: Path, path: str) -> None:
     async with running(tmp_path) as server:
