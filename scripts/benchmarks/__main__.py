@@ -21,6 +21,7 @@ from scripts.benchmarks import (
     canary_daemon,
     canary_peers,
     canary_statistics,
+    dashboard,
     events,
     footprint,
     guard,
@@ -49,6 +50,10 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "switch": (
         switch.run,
         "the flip, a deploy's own overhead, the longest request with and without",
+    ),
+    "dashboard": (
+        dashboard.run,
+        "first paint of the dashboard, its size, and what 20 open ones cost",
     ),
     "events": (events.run, "what 200 watchers cost a deploy and the daemon, 20 of them stuck"),
     "guard": (guard.run, "how soon the guard reverts a bad version, and how often a good one"),

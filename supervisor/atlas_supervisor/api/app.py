@@ -153,7 +153,7 @@ def _admission(
 
 
 def _least(route: AnyRoute | None) -> Access:
-    """Return what any request for this path needs; where there is none, the same as to read."""
+    """Return the least access for a path; an unknown path needs what a read does."""
     return route.access if route and route.access is Access.PUBLIC else Access.READ
 
 

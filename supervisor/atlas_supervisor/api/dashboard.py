@@ -1,6 +1,6 @@
 """The routes of the dashboard: its page, its changes as they happen, its forms and its sessions.
 
-Jinja2 and the sections are imported when somebody opens the page, not at the daemon's start.
+Jinja2 and the sections are imported when a page is opened, not at the daemon's start.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class ActionForm(BaseModel, extra="forbid"):
 
 
 class Outcome(BaseModel, frozen=True):
-    """What has become of an action."""
+    """The outcome of an action."""
 
     ok: bool = Field(description="Whether it was done, or is under way.")
     message: str = Field(description="The outcome in words.")
@@ -100,13 +100,13 @@ class _Desk:
         self._board: Board | None = None
         self._tasks: set[asyncio.Task[Outcome]] = set()
 
-    def board(self, control: Control) -> Board:
+    async def board(self, control: Control) -> Board:
         if self._board is None:
-            # It takes as long as a sixth of the daemon's start, and most are never looked at.
-            from atlas_supervisor.dashboard.live import Board  # noqa: PLC0415  # see above
-
+            # In a thread: probes and the relay go on meanwhile.
+            board = await asyncio.to_thread(_imported)
             asker = Asker(self.rows, control)
-            self._board = Board(lambda each, who: asker.ask(each, sees_all=who.sees_all))
+            made = board(lambda each, who: asker.ask(each, sees_all=who.sees_all))
+            self._board = self._board or made
         return self._board
 
     def start(self, outcome: Awaitable[Outcome]) -> asyncio.Task[Outcome]:
@@ -236,6 +236,14 @@ def routes(rows: Iterable[AnyRoute], sessions: Sessions) -> tuple[AnyRoute, ...]
     )
 
 
+def _imported() -> type[Board]:
+    """Import what renders pages: it takes as long as a part of the daemon's start."""
+    from atlas_supervisor.dashboard import live, page  # noqa: PLC0415  # most are never looked at
+
+    page.compile_templates()
+    return live.Board
+
+
 def _audience(rank: Rank) -> Audience:
     from atlas_supervisor.dashboard.answers import Audience  # noqa: PLC0415  # late, as above
 
@@ -243,11 +251,11 @@ def _audience(rank: Rank) -> Audience:
 
 
 async def _page(desk: _Desk, call: Request[PageQuery, Nothing]) -> Reply:
-    from atlas_supervisor.dashboard import page  # noqa: PLC0415  # late, as above
-
-    board, audience = desk.board(call.control), _audience(call.rank)
+    board, audience = await desk.board(call.control), _audience(call.rank)
     sections = await board.snapshot(audience) if call.reads else None
     notice = desk.notices.get(call.query.notice or "") if call.rank is Rank.OPERATOR else None
+    from atlas_supervisor.dashboard import page  # noqa: PLC0415  # late, as above
+
     html = page.render_page(
         sections,
         audience=audience,
@@ -263,7 +271,8 @@ async def _events(desk: _Desk, call: Request[Nothing, Nothing]) -> StreamReply:
     def alive() -> bool:
         return call.session is None or desk.sessions.holds(call.session)
 
-    feed = await desk.board(call.control).watch(_audience(call.rank), alive)
+    board = await desk.board(call.control)
+    feed = await board.watch(_audience(call.rank), alive)
     return StreamReply(feed, "text/event-stream", {"X-Accel-Buffering": "no"})
 
 
@@ -311,7 +320,7 @@ def _as_text(value: object) -> str:
 async def _outcome(
     desk: _Desk, call: Request[Nothing, ActionForm], target: str, body: dict[str, Any], command: str
 ) -> Outcome:
-    """Do it, and return what has become of it, with its audit entries."""
+    """Do it, and return the outcome with its audit entries."""
     trail = call.control.trail
     newest = await trail.entries(limit=1, before=None, action=None, subject=None)
     before = newest[0].id if newest else 0

@@ -64,7 +64,7 @@ class Sessions:
         """Whether the sessions that were ended before this start are known."""
 
     def rank_of(self, token: str) -> Rank | None:
-        """Return what a token stands for; None: nothing."""
+        """Return the rank that a token gives; None for an unknown one."""
         given = token.strip().encode("utf-8", "surrogateescape")
         ranks = [rank for rank, own in self._tokens.items() if hmac.compare_digest(given, own)]
         return ranks[0] if ranks else None
@@ -130,7 +130,7 @@ class Sessions:
         return self._mac(session.rank, f"session {session.ends} {session.id}")
 
     def form_token(self, actor: str) -> str:
-        """Return what the forms of this caller have in them; only its own pages can read it."""
+        """Return the token in the forms of this caller; only its own pages can read it."""
         return self._mac(Rank.OPERATOR, f"form {actor}")
 
     def is_form_token(self, given: str, actor: str) -> bool:

@@ -156,7 +156,7 @@ def failed_checks(step: Record) -> list[Record]:
 
 
 def advice_of(record: Record) -> str | None:
-    """Return what to do about a deploy that waits; None if it does not."""
+    """Return the next steps for a deploy that waits; None if it does not."""
     if switch_failed(record):
         return (
             "The new version keeps running: retry with `atlasctl switch`, or give up with "
@@ -168,7 +168,7 @@ def advice_of(record: Record) -> str | None:
 
 
 def detail_of(step: Record) -> Record:
-    """Return what a step has found."""
+    """Return the findings of a step."""
     return mapping(step.get("detail"))
 
 
@@ -185,7 +185,7 @@ class FailedCheck(NamedTuple):
 
 
 def failed_check(check: Record) -> FailedCheck:
-    """Return what a failed smoke test has to say."""
+    """Return the parts of a failed smoke test."""
     problems = check.get("problems") or ([check["message"]] if check.get("message") else [])
     expected, got = check.get("expected"), in_words(check.get("got") or "")
     is_command, excerpt = check.get("kind") == "command", ""

@@ -1,8 +1,9 @@
-"""Renders the page for whoever watches it: at most once a second, and once for all of one audience.
+"""Renders the page for those who watch it: at most once a second, and once for each audience.
 
-Each request of the API has an age up to which its answer is used again. A section whose view has
-not changed is neither rendered nor sent. Every open page of an audience gets the same bytes; one
-that reads too slowly loses the changes in between, and gets all sections at once instead.
+Each request of the API has an age up to which its answer is used again. A section whose answers
+have not changed is not looked at; one whose view has not is neither rendered nor sent. Every open
+page of an audience gets the same bytes; one that reads too slowly loses the changes in between, and
+gets all sections at once instead.
 """
 
 from __future__ import annotations
@@ -136,6 +137,8 @@ class _Rendering:
         self._looked = float("-inf")
         self._views: dict[str, Mapping[str, Any]] = {}
         self._html: dict[str, str] = {}
+        self._seen: dict[str, list[Record | None]] = {}
+        """The answers that the view of each section was made of."""
         self._unsent: set[str] = set()
         self._quiet = 0
         self._one_at_a_time = asyncio.Lock()
@@ -148,7 +151,9 @@ class _Rendering:
                 return
             for request, seconds in self._needs.items():
                 if now >= self._due.get(request, now):
-                    self._found[request] = await ask(request, self._audience)
+                    answer = await ask(request, self._audience)
+                    if answer != self._found.get(request):  # else it stays the same object
+                        self._found[request] = answer
                     self._due[request] = now + seconds - PERIOD_SECONDS / 2
             self._looked = now
             self._answers = Answers(self._found, at=datetime.now(UTC), audience=self._audience)
@@ -184,6 +189,11 @@ class _Rendering:
     def _render(self) -> None:
         """Render the sections whose view is another one than what was rendered."""
         for name, section in page.SECTIONS.items():
+            seen = [self._found.get(request) for request in section.NEEDS]
+            before = self._seen.get(name)
+            if before and all(each is then for each, then in zip(seen, before, strict=True)):
+                continue
+            self._seen[name] = seen
             view = section.view(self._answers)
             if view != self._views.get(name):
                 self._views[name] = view

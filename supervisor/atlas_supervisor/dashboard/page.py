@@ -28,7 +28,7 @@ class Section(Protocol):
     """The requests whose answers it uses, with how old they may be, in seconds."""
 
     def view(self, answers: Answers) -> Mapping[str, Any]:
-        """Return what its template shows. Pure."""
+        """Return the values for its template. Pure."""
 
 
 SECTIONS: dict[str, Section] = {
@@ -66,6 +66,12 @@ def render_page(sections: Mapping[str, str] | None, *, form_token: str, **values
     return html.replace(FORM_TOKEN, form_token)
 
 
+def compile_templates() -> None:
+    """Compile every template, so that the first page need not."""
+    for name in _environment().list_templates():
+        _environment().get_template(name)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -79,6 +85,7 @@ def _environment() -> Environment:
         ago=_ago,
         until=_until,
         at=_at,
+        clock=_clock,
         took=units.duration,
         amount=units.amount,
         percent=units.percent,
@@ -116,6 +123,12 @@ def _until(timestamp: str | None) -> str:
     then = units.moment(timestamp)
     left = (then - datetime.now(then.tzinfo)).total_seconds() if then else 0
     return _time(timestamp, "left", units.duration(max(round(left), 0) * units.SECOND))
+
+
+def _clock(timestamp: object) -> str:
+    """Return the hour and minute in the daemon's time zone; for text in a chart."""
+    then = units.moment(timestamp)
+    return f"{then.astimezone():%H:%M}" if then else units.MISSING
 
 
 def _at(timestamp: str | None) -> str:

@@ -102,7 +102,10 @@
     for (const each of root.querySelectorAll("time[data-at]")) {
       const then = new Date(each.dateTime);
       const day = then.toDateString() === new Date().toDateString() ? {} : { month: "short", day: "numeric" };
-      put(each, then.toLocaleString(undefined, { ...day, hour: "2-digit", minute: "2-digit", second: "2-digit" }));
+      put(each, then.toLocaleString(undefined, { ...day, hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" }));
+    }
+    for (const each of root.querySelectorAll("[data-clock]")) {
+      put(each, new Date(each.dataset.clock).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" }));
     }
   }
 

@@ -214,7 +214,8 @@ def test_the_actions_are_those_that_are_possible_now(
 @pytest.mark.parametrize("audience", [Audience.READER, Audience.VIEWER])
 def test_only_an_operator_has_buttons(audience: Audience) -> None:
     record = last(examples.STARTED, phase="ramp", ramp=as_json(examples.RAMP))
-    for changes in ({}, {"last_deploy": record, "deploy_in_progress": True}):
+    cases: list[dict[str, Any]] = [{}, {"last_deploy": record, "deploy_in_progress": True}]
+    for changes in cases:
         given = answers(audience=audience, **changes)
         shown = "".join(html(name, given) for name in page.SECTIONS)
         assert "<form" not in shown
