@@ -28,6 +28,7 @@ from atlas_supervisor.api.routes import (
     Route,
     StreamReply,
 )
+from atlas_supervisor.api.security import rank_of
 from atlas_supervisor.api.sessions import LASTS_SECONDS, Rank, Sessions
 from atlas_supervisor.errors import AtlasError, RefusedError
 from atlas_supervisor.model.actor import Actor
@@ -277,7 +278,7 @@ async def _events(desk: _Desk, call: Request[Nothing, Nothing]) -> StreamReply:
 
 
 async def _sign_in(desk: _Desk, call: Request[Nothing, SignInForm]) -> Reply:
-    rank = desk.sessions.rank_of(call.body.token)
+    rank = rank_of(call.body.token, desk.sessions.tokens)
     if rank is None:
         raise errors.TOKEN_WRONG.error(file="control.token")
     session = desk.sessions.begin(rank)

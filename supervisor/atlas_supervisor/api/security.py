@@ -13,14 +13,16 @@ are made and not sent yet are bounded over all connections.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import ipaddress
 import re
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from aiohttp import web
@@ -64,8 +66,8 @@ class Caller(NamedTuple):
 
     actor: Actor
     rank: Rank
-    refusal: RefusedError
-    """What it is answered where it may not."""
+    refused: Callable[[], RefusedError]
+    """Makes the answer where it may not."""
     session: Session | None = None
     """The session of the dashboard that it comes by, and by nothing else."""
 
@@ -108,7 +110,7 @@ class Gate:
         """
         given = [found[1] for found in _AUTHORIZATION.finditer(head)]
         if given:
-            rank = self.sessions.rank_of(given[0].decode()) if len(given) == 1 else None
+            rank = rank_of(given[0].decode(), self.sessions.tokens) if len(given) == 1 else None
         else:
             session = self.sessions.read_head(head)
             rank = session and session.rank
@@ -119,24 +121,26 @@ class Gate:
         if peer.uid is not None:
             rank = Rank.OPERATOR if self.trusts_uid(peer.uid) else Rank.STRANGER
             actor = Actor(name=f"uid:{peer.uid}", origin="unix")
-            return Caller(actor, rank, errors.NOT_PERMITTED.error(uid=peer.uid))
+            return Caller(actor, rank, partial(errors.NOT_PERMITTED.error, uid=peer.uid))
         given = request.headers.getall("Authorization", [])
-        if not given and (session := self.sessions.read(request.headers.getall("Cookie", []))):
+        cookies = request.headers.getall("Cookie", [])
+        if cookies and not given and (session := self.sessions.read(cookies)):
             actor = Actor(name=session.actor, origin=peer.address)
             refusal = errors.VIEW_ONLY if session.rank is Rank.VIEWER else errors.TOKEN_REQUIRED
-            return Caller(actor, session.rank, refusal.error(file=self._token_name), session)
+            refused = partial(refusal.error, file=self._token_name)
+            return Caller(actor, session.rank, refused, session)
         scheme, _, token = given[0].strip().partition(" ") if len(given) == 1 else ("", "", "")
         if scheme.lower() != "bearer":
             refusal = errors.TOKEN_REQUIRED
         # Bytes that are not UTF-8 arrive as surrogates.
-        elif known := self.sessions.rank_of(token):
+        elif known := rank_of(token, self.sessions.tokens):
             name = "token" if known is Rank.OPERATOR else "view"
             actor = Actor(name=name, origin=peer.address)
-            return Caller(actor, known, errors.VIEW_ONLY.error())
+            return Caller(actor, known, errors.VIEW_ONLY.error)
         else:
             refusal = errors.TOKEN_WRONG
         actor = Actor(name="anonymous", origin=peer.address)
-        return Caller(actor, Rank.STRANGER, refusal.error(file=self._token_name))
+        return Caller(actor, Rank.STRANGER, partial(refusal.error, file=self._token_name))
 
     def check_sender(self, request: web.BaseRequest, peer: Peer) -> None:
         """Refuse requests that are meant for another host, or that a foreign page has sent.
@@ -165,7 +169,7 @@ class Gate:
         needed = _NEEDED.get(access, Rank.OPERATOR)
         by_cookie_alone = caller.session is not None and access is Access.CHANGE
         if caller.rank < needed or by_cookie_alone or not self.reads(caller):
-            raise caller.refusal
+            raise caller.refused()
 
     def reads(self, caller: Caller) -> bool:
         """Return whether the caller may read what is open to read."""
@@ -196,6 +200,13 @@ class Gate:
     def _names(self, peer: Peer) -> frozenset[str]:
         # DNS rebinding can't change an address, so the local one is as good as a configured name.
         return self._hosts | {_bracketed(peer.local)} if self._wildcard else self._hosts
+
+
+def rank_of(given: str, tokens: Mapping[Rank, bytes]) -> Rank | None:
+    """Return the rank that a token gives; None for an unknown one."""
+    data = given.strip().encode("utf-8", "surrogateescape")
+    ranks = [rank for rank, token in tokens.items() if hmac.compare_digest(data, token)]
+    return ranks[0] if ranks else None
 
 
 class Turnstile:

@@ -56,18 +56,12 @@ class Sessions:
 
     def __init__(self, tokens: Mapping[Rank, str], *, port: int = 0, secure: bool = False) -> None:
         """`port` keeps the cookies of several daemons apart; `secure`: there is TLS."""
-        self._tokens = {rank: token.encode() for rank, token in tokens.items()}
+        self.tokens = {rank: token.encode() for rank, token in tokens.items()}
         self._name = f"atlas_session_{port}"
         self._secure = secure
         self._ended: set[str] = set()
         self.is_restored = False
         """Whether the sessions that were ended before this start are known."""
-
-    def rank_of(self, token: str) -> Rank | None:
-        """Return the rank that a token gives; None for an unknown one."""
-        given = token.strip().encode("utf-8", "surrogateescape")
-        ranks = [rank for rank, own in self._tokens.items() if hmac.compare_digest(given, own)]
-        return ranks[0] if ranks else None
 
     def begin(self, rank: Rank) -> Session:
         """Return a new session."""
@@ -116,7 +110,7 @@ class Sessions:
         if match is None:
             return None
         session = Session(Rank(int(match[1])), int(match[2]), match[3])
-        if session.rank not in self._tokens:
+        if session.rank not in self.tokens:
             return None
         if not hmac.compare_digest(match[4], self._signature(session)):
             return None
@@ -138,5 +132,5 @@ class Sessions:
         return hmac.compare_digest(given.encode(), self.form_token(actor).encode())
 
     def _mac(self, rank: Rank, text: str) -> str:
-        key = hmac.digest(self._tokens[rank], b"atlas dashboard", hashlib.sha256)
+        key = hmac.digest(self.tokens[rank], b"atlas dashboard", hashlib.sha256)
         return base64.urlsafe_b64encode(hmac.digest(key, text.encode(), "sha256"))[:43].decode()

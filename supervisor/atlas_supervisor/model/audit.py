@@ -14,8 +14,8 @@ class AuditEntry(BaseModel, frozen=True):
     id: int = Field(description="Grows by one with each entry, from 1 on.")
     ts: str = Field(description="When it happened: ISO 8601, UTC.")
     actor: str = Field(
-        description="`uid:N`, `token`, `session:ID` (of the dashboard), `view` and `view:ID` (with the "
-        "view token), `anonymous`, or `supervisor` for the daemon itself."
+        description="`uid:N`, `token`, `session:ID` (of the dashboard), `view` and `view:ID` (with "
+        "the view token), `anonymous`, or `supervisor` for the daemon itself."
     )
     origin: str = Field(description="`unix`, the peer's address, or `internal`.")
     action: str = Field(description="What was done, for instance `deploy` or `mode`.")

@@ -53,7 +53,9 @@ def _back(status: Record, answers: Answers, deploys: list[Record]) -> Record:
     if error := answers.error(EARLIER):
         return {"why_not": error.get("message")}
     versions = objects(answers[EARLIER].get("versions"))
-    target = next((each for each in versions if each.get("next")), None)
+    # None is next if the version before is the active one, deployed once more.
+    there = [each for each in versions if not each.get("gone")] or versions
+    target = next((each for each in versions if each.get("next")), there[0] if there else None)
     if target is None:
         return {"why_not": "No earlier version has served yet."}
     if target.get("gone"):

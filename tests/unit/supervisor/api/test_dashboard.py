@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,8 @@ async def test_script_style_and_page_are_under_150_kb(tmp_path: Path) -> None:
 async def test_off_loopback_a_stranger_may_sign_in_and_read_nothing(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         gate = Gate(server.options, loopback=False)
-    refusal = errors.TOKEN_REQUIRED.error(file="control.token")
-    stranger = Caller(Actor(name="anonymous", origin="10.0.0.7"), Rank.STRANGER, refusal)
+    refused = partial(errors.TOKEN_REQUIRED.error, file="control.token")
+    stranger = Caller(Actor(name="anonymous", origin="10.0.0.7"), Rank.STRANGER, refused)
     gate.admit(stranger, Access.PUBLIC)
     assert not gate.reads(stranger)
     with pytest.raises(RefusedError):
