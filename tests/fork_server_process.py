@@ -43,7 +43,7 @@ def main(control: socket.socket) -> None:
 def preload() -> None:
     """Import what a daemon imports, as it does."""
     start = importlib.import_module(f"{PACKAGE}.__main__")
-    with start._without_collector(), start._without_certificates():
+    with start._without_collector(), start._without_certificates(), start._without_rich():
         importlib.import_module(f"{PACKAGE}.main")
         for name in LATER:
             importlib.import_module(name)

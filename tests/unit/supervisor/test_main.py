@@ -72,9 +72,13 @@ def test_too_low_a_limit_of_open_files_is_refused_in_words(env_file: Path, tmp_p
 def test_import_shortcuts_are_undone_before_the_daemon_runs() -> None:
     code = """
 import gc, os, sys
-import atlas_supervisor.__main__, atlas_supervisor.main
+import atlas_supervisor.__main__
+with atlas_supervisor.__main__._without_rich():
+    import atlas_supervisor.main
 
 def run():
+    print(any(name.startswith("rich") for name in sys.modules))
+    import rich
     print(gc.isenabled(), gc.get_freeze_count() > 0)
     print(os.environ["SSL_CERT_FILE"], os.environ.get("SSL_CERT_DIR"))
     return 7
@@ -86,4 +90,4 @@ sys.exit(atlas_supervisor.__main__.main())
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (7, "")
-    assert done.stdout == "True True\n/the/machine's None\n"
+    assert done.stdout == "False\nTrue True\n/the/machine's None\n"
