@@ -314,9 +314,7 @@ def test_supervisor_of_the_package_index_works_beside_it(
 def test_the_extra_gives_programs_that_run_from_any_folder(
     python: Path, daemon: Path, application: Path, command: str
 ) -> None:
-    for arguments in (["--version"], ["--help"]):
-        printed = run(python.with_name(command), *arguments, cwd=application, path=daemon)
-        assert printed
+    assert run(python.with_name(command), "--help", cwd=application, path=daemon)
 
     module = {"atlas-supervisor": "atlas_supervisor", "atlasctl": "atlas_supervisor.cli"}[command]
     printed = run(python.with_name(command), "--version", cwd=application, path=daemon)

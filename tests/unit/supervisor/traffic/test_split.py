@@ -7,7 +7,9 @@ import math
 import random
 import struct
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
 
@@ -41,22 +43,32 @@ def header(source: Address) -> bytes:
     return b"\x60" + bytes(7) + source.packed + bytes(16)
 
 
-LOADS = {0x00, 0x20, 0x30, 0x60}
+def word(k: int, packet: bytes, draw: int, _memory: list[int]) -> int:
+    return draw if k == RANDOM else int.from_bytes(packet[k - NET_OFF : k - NET_OFF + 4])
 
 
-def load(code: int, k: int, packet: bytes, draw: int, memory: list[int]) -> int:
-    if code == 0x20:
-        return draw if k == RANDOM else int.from_bytes(packet[k - NET_OFF : k - NET_OFF + 4])
-    return {0x00: lambda: k, 0x30: lambda: packet[k - NET_OFF], 0x60: lambda: memory[k]}[code]()
+LOADS: dict[int, Callable[[int, bytes, int, list[int]], int]] = {
+    0x00: lambda k, _packet, _draw, _memory: k,
+    0x20: word,
+    0x30: lambda k, packet, _draw, _memory: packet[k - NET_OFF],
+    0x60: lambda k, _packet, _draw, memory: memory[k],
+}
+COMPUTES: dict[int, Callable[[int, int, int], int]] = {
+    0x54: lambda a, _x, k: a & k,
+    0x24: lambda a, _x, k: a * k % WORD,
+    0x74: lambda a, _x, k: a >> min(k, 32),
+    0xAC: lambda a, x, _k: a ^ x,
+}
 
 
-def compute(code: int, a: int, x: int, k: int) -> int:
-    return {0x54: a & k, 0x24: a * k % WORD, 0x74: a >> min(k, 32), 0xAC: a ^ x}[code]
+@lru_cache(1)
+def steps_of(program: bytes) -> list[tuple[int, ...]]:
+    return list(struct.iter_unpack("=HBBI", program))
 
 
 def interpret(program: bytes, packet: bytes, draw: int) -> int:
     """Run the program as the kernel defines it (Documentation/networking/filter.rst)."""
-    steps = list(struct.iter_unpack("=HBBI", program))
+    steps = steps_of(program)
     a = x = at = 0
     memory = [0] * 16
     while True:
@@ -72,8 +84,10 @@ def interpret(program: bytes, packet: bytes, draw: int) -> int:
             memory[k] = a
         elif code == 0x07:
             x = a
+        elif code in LOADS:
+            a = LOADS[code](k, packet, draw, memory)
         else:
-            a = load(code, k, packet, draw, memory) if code in LOADS else compute(code, a, x, k)
+            a = COMPUTES[code](a, x, k)
 
 
 def by_program(policy: SteeringPolicy, source: Address, draw: int = 0) -> SlotName:
