@@ -31,6 +31,7 @@ from atlas_supervisor.deploy.switch import Landing, LandingCheck
 from atlas_supervisor.model.probe import CheckResult
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.requests import collector
 from atlas_supervisor.start_check import CheckReport, shown
 from atlas_supervisor.store import audit, state_keeper
 from atlas_supervisor.system.procfs import ProcessIdentity
@@ -100,6 +101,7 @@ class Seams:
                 "keep_bounded": forever,
             },
             canary_service: {"Fallback": lambda *_: Fallback(life()), "POLL_SECONDS": 5.0},
+            collector: {"POLL_SECONDS": 5.0},
             executor: {"run_smoke": self._smoke},
             ramping: {"Comparison": lambda *_, **options: Comparison(life(), **options)},
             switch: {"check_landing": self._landing},
