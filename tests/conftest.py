@@ -14,7 +14,7 @@ from atlas_supervisor.__main__ import _without_rich
 
 # The tracebacks that structlog prints unless it is configured: rich takes a second to draw one.
 with _without_rich():
-    import structlog  # noqa: F401  # which keeps what it has found at its import
+    import structlog  # noqa: F401  # it looks for rich at its import alone
 
 # No test talks to a host that has a public certificate, and to load the machine's is a tenth of
 # the start of every process that imports aiohttp: hundreds of them in one run.
