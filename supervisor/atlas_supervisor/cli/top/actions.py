@@ -34,8 +34,8 @@ class Choice(NamedTuple):
 
     @property
     def command(self) -> str:
-        """Return the command that does the same."""
-        return shlex.join(("atlasctl", *self.arguments))
+        """Return the command that does the same; without one, the name."""
+        return f"$ {shlex.join(('atlasctl', *self.arguments))}" if self.arguments else self.name
 
 
 class Question(NamedTuple):

@@ -57,6 +57,7 @@ class Top(App[str]):
     #tail { height: 30%; border-top: solid ansi_bright_black; }
     #said { max-height: 40%; height: auto; border-top: solid ansi_bright_black; }
     #filter { height: 1; border: none; padding: 0; }
+    #past, #said, #filter { display: none; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+c", "quit_by('interrupted')", priority=True),
@@ -107,8 +108,6 @@ class Top(App[str]):
 
     def on_mount(self) -> None:
         """Begin to read."""
-        for name in ("past", "said", "filter"):
-            self.main.query_one(f"#{name}").display = False
         self.run_worker(self.latest.run())
         self._arm()
         self.set_interval(1.0, self.paint)  # ages and countdowns go on without an answer
@@ -183,9 +182,8 @@ class Top(App[str]):
             is_log = number == panes.LOG == self._open
             name = f"log: {self.latest.log.source}" if is_log else pane.name
             style = "reverse" if number == self._open else ""
-            meta = Style.from_meta({"@click": f"app.open({number})"})
             names.append(Text(f" {number + 1} {name} ", style=style))
-            names[-1].stylize(meta)
+            names[-1].stylize(Style.from_meta({"@click": f"app.open({number})"}))
         line = Text(" ").join(names)
         return line + Text(f"  /{self._filter}", style="yellow") if self._filter else line
 
@@ -241,10 +239,9 @@ class Top(App[str]):
         lines: list[Text] = []
         for run in self.runs:
             how = "in progress" if run.succeeded is None else "Esc closes this"
-            lines.append(Text.assemble(("$ ", "dim"), run.choice.command, (f"  {how}", "dim")))
+            lines.append(Text.assemble(run.choice.command, (f"  {how}", "dim")))
             lines += [] if run.succeeded is None else run.pane.printed
-        said = self.main.query_one("#said")
-        said.display = bool(lines)
+        self.main.query_one("#said").display = bool(lines)
         return Text("\n").join(lines)
 
     def _keys(self) -> Text:
@@ -371,7 +368,10 @@ class Top(App[str]):
         try:
             question = await action.ask(self.session, self.latest.status)
         except FailedError as error:
-            self._say(Choice((words,), words), error)
+            run = self._begin(Choice((), words))
+            run.pane.failure(error.message, error.hint)
+            run.succeeded = False
+            self.paint()
             return
 
         def answered(choice: Choice | None) -> None:
@@ -380,17 +380,14 @@ class Top(App[str]):
 
         self.push_screen(Ask(words, question), answered)
 
-    def _say(self, choice: Choice, error: FailedError) -> None:
+    def _begin(self, choice: Choice) -> Run:
         run = begin(choice, self.session, self.size.width - 2)
-        run.pane.failure(error.message, error.hint)
-        run.succeeded = False
         self.runs = [*(each for each in self.runs if each.succeeded is None), run]
-        self.paint()
+        return run
 
     async def _do(self, choice: Choice) -> None:
         """Run a verb, and show what came of it; meanwhile others can be run."""
-        run = begin(choice, self.session, self.size.width - 2)
-        self.runs = [*(each for each in self.runs if each.succeeded is None), run]
+        run = self._begin(choice)
         if choice.arguments[0] in {"deploy", "rollback"}:
             self.latest.chosen = {}
             self.action_open(panes.DEPLOY)

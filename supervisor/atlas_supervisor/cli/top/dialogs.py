@@ -53,7 +53,7 @@ class Ask(ModalScreen[Choice | None]):
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         """Show the command of the choice under the cursor."""
         choice = self._question.choices[event.option_index]
-        self.query_one("#command", Static).update(Text.assemble(("$ ", "dim"), choice.command))
+        self.query_one("#command", Static).update(safe(choice.command))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Return the choice."""

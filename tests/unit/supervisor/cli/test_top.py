@@ -194,6 +194,8 @@ async def test_a_token_that_may_only_read_is_told_so_by_the_daemons_own_words(
         await seen.until("#outcome", "$ atlasctl ramp pause", "this token may only read", "use the")
         await seen.press("l")
         await seen.until("#content", "this token may only read")
+        await seen.press("r")
+        await seen.until("#outcome", "roll back", "no /deploy/rollback here")
 
 
 async def test_without_a_daemon_the_screen_is_grey_and_goes_on_when_one_is_there(
