@@ -207,7 +207,7 @@ class Assembly:
         )
 
     def control(self, reloads: Reloads) -> Control:
-        """Return what the API calls."""
+        """Return the operations behind the API."""
         settings, opened = self._settings, self._opened
         collector = GaugeCollector(
             queries=self.queries,
