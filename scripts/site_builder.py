@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +25,8 @@ DECISIONS = "docs/adr"
 CONFIGURATION = Path(__file__).parent / "templates/site.yml"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
-Nav = dict[str, list[dict[str, str]]]
+Nav = list[dict[str, Any]]
+"""What a page's or a section's title leads to: a path, or the same again."""
 
 
 class BuildError(Exception):
@@ -54,13 +56,17 @@ def linked_files(document: Path) -> Iterator[Path]:
 
 
 def navigation() -> Nav:
-    """Return the links of each section of the index, by their texts."""
-    text = (ROOT / INDEX).read_text(encoding="utf-8")
-    _, *sections = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
-    return {
-        title: [{name: _page(link)} for name, link in _links(section)]
-        for title, section in zip(sections[::2], sections[1::2], strict=True)
-    }
+    """Return the sections of the index, with those within them and their links."""
+    return _sections((ROOT / INDEX).read_text(encoding="utf-8"), "##")
+
+
+def _sections(text: str, mark: str) -> Nav:
+    """Return the links before the first heading of a level, then its sections."""
+    before, *parts = re.split(rf"^{mark} (.+)$", text, flags=re.MULTILINE)
+    nav: Nav = [{name: _page(link)} for name, link in _links(before)]
+    for title, section in zip(parts[::2], parts[1::2], strict=True):
+        nav.append({title: _sections(section, f"{mark}#")})
+    return nav
 
 
 def _links(section: str) -> Iterator[tuple[str, str]]:
@@ -93,10 +99,7 @@ def stage(folder: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, place)
     (folder / "source" / DECISIONS / "README.md").write_text(decisions(), encoding="utf-8")
-    nav = [
-        {"ATLAS Supervisor": "README.md"},
-        *({title: pages} for title, pages in navigation().items()),
-    ]
+    nav = [{"ATLAS Supervisor": "README.md"}, *navigation()]
     configuration = CONFIGURATION.read_text(encoding="utf-8")
     (folder / "mkdocs.yml").write_text(f"{configuration}nav: {json.dumps(nav)}\n", encoding="utf-8")
 

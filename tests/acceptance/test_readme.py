@@ -12,9 +12,9 @@ import sysconfig
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from scripts.doc_commands import Command, blocks
 from tests.harness import eventually, free_ports, processes_with
 
 ROOT = Path(__file__).parents[2]
@@ -27,32 +27,10 @@ SUITE = "./scripts/test"
 NOT_IN_A_COPY = ("__pycache__", ".git", ".venv", "state", ".*_cache", "*.egg-info", "build")
 
 
-@dataclass
-class Command:
-    """One command, and the output that the README shows."""
-
-    text: str
-    shown: list[str] = field(default_factory=list)
-
-
 def commands(text: str) -> Iterator[Command]:
-    """Yield the commands of all fenced blocks in `sh` and `console`."""
-    fenced = re.compile(r"^```(sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-    for language, block in fenced.findall(text):
-        yield from (prompted(block) if language == "console" else plain(block))
-
-
-def prompted(block: str) -> Iterator[Command]:
-    """Yield what follows a prompt, with the output below it."""
-    for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-        first, *shown = part.splitlines()
-        yield Command(first, shown)
-
-
-def plain(block: str) -> Iterator[Command]:
-    """Yield line by line, a here-document with its command."""
-    for match in re.finditer(r"^.*<<'END'\n.*?^END$|^.+$", block, re.MULTILINE | re.DOTALL):
-        yield from map(Command, [match[0]] if "<<" in match[0] else match[0].splitlines())
+    """Yield the commands of all blocks."""
+    for block in blocks(text):
+        yield from block.commands()
 
 
 class Shell:

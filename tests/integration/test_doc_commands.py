@@ -69,7 +69,8 @@ async def prepared(
 
 async def run(daemon: DaemonProcess, text: str) -> tuple[int, str]:
     """Run a command as it stands, but for the places that it names; return status and output."""
-    text = re.sub(r"(?:/etc/atlas|/srv/\w+)/\w+\.env", str(daemon.env_file), text)
+    env_file = shlex.quote(str(daemon.env_file))
+    text = re.sub(r"(?:/etc/atlas|/srv/\w+)/\w+\.env", lambda _: env_file, text)
     words = shlex.split(text, comments=True)
     if words[0] in CLIENTS and "--" not in words and not {"&&", "|"} & {*words}:
         done = await call_client(*words[1:], env={"ATLAS_ENV_FILE": str(daemon.env_file)})
