@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]  # its types are a package of their own
 
 from atlas_supervisor.config import load_settings
 from atlas_supervisor.errors import SettingsError
@@ -98,6 +102,24 @@ def test_the_settings_in_blocks_are_valid(tmp_path: Path) -> None:
         except SettingsError as error:
             wrong = [fault for fault in error.faults if not MISSING.search(fault)]
             assert not wrong, f"{name}: {wrong}"
+
+
+def test_every_block_of_data_or_python_can_be_read() -> None:
+    readers = {
+        "json": json.loads,
+        "python": ast.parse,
+        "toml": tomllib.loads,
+        "yaml": yaml.safe_load,
+    }
+    fenced = re.compile(rf"^```({'|'.join(readers)})\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    found = [(name, *block) for name, text in DOCUMENTS.items() for block in fenced.findall(text)]
+
+    assert len(found) > 20
+    for name, language, text in found:
+        try:
+            readers[language](text)
+        except (SyntaxError, ValueError, yaml.YAMLError) as error:
+            pytest.fail(f"{name}: {error}\n{text}")
 
 
 def test_the_spanish_readme_has_the_commands_of_the_english_one() -> None:
