@@ -1,4 +1,4 @@
-"""The commands of the documents: found in their fenced blocks, and held against the code.
+"""The commands of the documents, held against the code.
 
 `tests/unit/test_doc_commands.py` checks all of them so. `tests/integration/test_doc_commands.py`
 and the tests in `RUN_BY` run them. `./scripts/check-docs` does all of it.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -19,11 +18,9 @@ import click
 
 from atlas_supervisor.api.server import table
 from atlas_supervisor.cli.__main__ import main
-from atlas_supervisor.config.settings import FIELD_OF_KEY
+from scripts.doc_blocks import prose
 
 ROOT = Path(__file__).resolve().parents[1]
-FENCED = re.compile(r"^```(sh|console|ini)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SETTING = re.compile(r"[A-Z][A-Z_]+=.*?(?: +#.*)?")
 
 CLIENTS = ("atlasctl", "./scripts/atlasctl", "/opt/atlas/bin/atlasctl")
 DAEMONS = ("atlas-supervisor", "./scripts/start")
@@ -87,103 +84,15 @@ ONLY_CHECKED = {
 """Pages with other commands that no test runs, and why."""
 
 SHELL = {
-    *(".", "awk", "cat", "cd", "chown", "cp", "date", "echo", "eval", "exit", "export", "find"),
-    *("git", "grep", "head", "id", "install", "ln", "ls", "mkdir", "mv", "openssl", "rm", "set"),
-    *(
-        "sed",
-        "sh",
-        "sort",
-        "tar",
-        "test",
-        "touch",
-        "umask",
-        "useradd",
-        "xargs",
-        "node",
-        "pip",
-        "python",
-    ),
-    *("python3", "curl", "wget", "gunicorn", "uvicorn", "kill", "printf", "tee", "chmod", "rsync"),
+    *(".", "awk", "cat", "cd", "chmod", "chown", "cp", "curl", "date", "echo", "eval", "exit"),
+    *("export", "find", "git", "grep", "gunicorn", "head", "id", "install", "kill", "ln", "ls"),
+    *("mkdir", "mv", "node", "openssl", "pip", "printf", "python", "python3", "rm", "rsync", "sed"),
+    *("set", "sh", "sort", "tar", "tee", "test", "touch", "umask", "useradd", "uvicorn", "xargs"),
 }
 """Other programs that a document may use."""
 
 KEYWORDS = {"do", "done", "else", "fi", "if", "then", "while", "!", "{", "}", "time", "exec"}
 PREFIXES = {"sudo", "env"}
-
-
-@dataclass
-class Command:
-    """One command of a block, and the output that the document shows."""
-
-    text: str
-    shown: list[str] = field(default_factory=list)
-
-    @property
-    def bare(self) -> str:
-        """The command without a comment at its end."""
-        return re.sub(r"(?<=\S) +# .*$", "", self.text)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a document: `sh`, `console`, or `ini` for settings alone."""
-
-    language: str
-    text: str
-
-    def commands(self) -> Iterator[Command]:
-        """Yield its commands: lines, or a here-document with its command; of settings, none."""
-        if self.settings or self.language == "ini":
-            return iter(())
-        return _prompted(self.text) if self.language == "console" else _plain(self.text)
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """The settings that it shows, if it has nothing else."""
-        lines = [line for line in self.text.splitlines() if line and not line.startswith("#")]
-        if not all(
-            SETTING.fullmatch(line) and line.split("=")[0] in FIELD_OF_KEY for line in lines
-        ):
-            return {}
-        pairs = (re.sub(r" +#.*", "", line).split("=", 1) for line in lines)
-        return dict(pairs)
-
-
-def documents() -> list[Path]:
-    """Return every document with commands."""
-    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-
-
-def blocks(text: str) -> list[Block]:
-    """Return the blocks of a document's text, in order."""
-    return [Block(*found) for found in FENCED.findall(text)]
-
-
-def _prompted(text: str) -> Iterator[Command]:
-    """Yield what follows a prompt, with the output below it."""
-    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
-        whole, *shown = _whole_lines(part)
-        yield Command(whole, shown)
-
-
-def _plain(text: str) -> Iterator[Command]:
-    for line in _whole_lines(text):
-        if line.strip() and not line.startswith("#"):
-            yield Command(line)
-
-
-def _whole_lines(text: str) -> Iterator[str]:
-    """Yield lines, each with those that continue it and its here-document."""
-    begun: list[str] = []
-    for line in text.splitlines():
-        begun.append(line)
-        here = re.search(r"<<'(\w+)'", begun[0])
-        if line.endswith("\\") or (here and line != here[1]):
-            continue
-        yield "\n".join(begun)
-        begun = []
-    if begun:
-        raise ValueError(f"a command does not end: {begun}")
 
 
 # What a command calls.
@@ -350,11 +259,6 @@ def endpoint_fault(method: str, path: str) -> str | None:
 
 
 # What the prose names.
-
-
-def prose(text: str) -> str:
-    """Return a document without its fenced blocks."""
-    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def named_calls(text: str) -> list[str]:

@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-ROOT = Path(__file__).resolve().parents[1]
+from scripts.doc_blocks import ROOT, documents, prose
+
 INDEX = "docs/README.md"
 DECISIONS = "docs/adr"
 CONFIGURATION = Path(__file__).parent / "templates/site.yml"
@@ -34,16 +35,6 @@ class BuildError(Exception):
 
 
 # What goes in.
-
-
-def documents() -> list[Path]:
-    """Return every document of the repository."""
-    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-
-
-def prose(text: str) -> str:
-    """Return a document without its code blocks."""
-    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def linked_files(document: Path) -> Iterator[Path]:

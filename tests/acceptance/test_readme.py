@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from scripts.doc_commands import Command, blocks
+from scripts.doc_blocks import Command, blocks
 from tests.harness import eventually, free_ports, processes_with
 
 ROOT = Path(__file__).parents[2]

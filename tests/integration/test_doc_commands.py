@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.doc_commands import CLIENTS, RUNNER, Command, blocks, documents, only_checked, run_by
+from scripts.doc_blocks import Command, blocks, documents
+from scripts.doc_commands import CLIENTS, RUNNER, only_checked, run_by
 from tests.harness import DaemonProcess, Setting, write_release
 from tests.integration.support import SCRIPTED, bash, until_phase
 from tests.unit.supervisor.cli.support import call_client
@@ -103,9 +104,7 @@ async def test_the_commands_of_all_other_pages_reach_a_daemon_and_are_understood
 
 
 @pytest.mark.parametrize("page", STEERED)
-async def test_the_commands_of_a_page_succeed_in_order(
-    tmp_path: Path, page: str
-) -> None:
+async def test_the_commands_of_a_page_succeed_in_order(tmp_path: Path, page: str) -> None:
     async with prepared(tmp_path, settings_of(page), *STEERED[page]) as daemon:
         for command in commands(page):
             text = command.bare

@@ -219,6 +219,29 @@ async def test_a_backup_is_made_of_a_running_daemon_and_restored(tmp_path: Path)
         assert head in {entry["hash"] for entry in entries}
 
 
+# Node.
+
+WEBSOCKETS = """\
+exports.WebSocketServer = class { clients = new Set(); on() {} handleUpgrade() {} };
+"""
+"""In place of the npm package."""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+async def test_the_node_server_is_deployed_on_inherited_sockets(tmp_path: Path) -> None:
+    server = block("node", "js", "createServer")
+    files = {"server.js": server, "node_modules/ws/index.js": WEBSOCKETS}
+    settings: dict[str, Setting] = {"WORKER_COMMAND": "node server.js", "HEALTH_PATH": "/health"}
+    async with DaemonProcess.running(tmp_path, settings, files=files) as daemon:
+        assert (await daemon.status())["traffic"]["plane"] == "kernel"
+        assert (await daemon.deploy()).json["result"] == "switched"
+        async with (
+            aiohttp.ClientSession() as client,
+            client.get(f"http://127.0.0.1:{daemon.public_port}/") as answer,
+        ):
+            assert await answer.text() == "hello\n"
+
+
 # Settings.
 
 

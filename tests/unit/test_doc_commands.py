@@ -15,7 +15,8 @@ import yaml  # type: ignore[import-untyped]  # its types are a package of their 
 from atlas_supervisor.config import load_settings
 from atlas_supervisor.errors import SettingsError
 from scripts import doc_commands
-from scripts.doc_commands import Command, blocks, documents, faults
+from scripts.doc_blocks import Command, blocks, documents
+from scripts.doc_commands import faults
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = {str(path.relative_to(ROOT)): path.read_text() for path in documents()}

@@ -18,11 +18,11 @@ from atlas_supervisor.errors import CATALOGUE
 from atlas_supervisor.health.score import DEGRADED_BELOW, UNHEALTHY_BELOW, WEIGHTS, Weight
 from atlas_supervisor.model.deploy import Result, StepName
 from atlas_worker import contract
+from scripts.doc_blocks import documents, prose
 from scripts.documentation import GENERATED
 from scripts.runbook import alert_rules
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 API = (ROOT / "docs/api.md").read_text()
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 COMMANDS = (ROOT / "docs/commands.md").read_text()
@@ -30,12 +30,7 @@ README = (ROOT / "README.md").read_text()
 RUNBOOK = (ROOT / "docs/runbook.md").read_text()
 
 
-TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in DOCUMENTS}
-
-
-def prose(text: str) -> str:
-    """Return a document without its code blocks."""
-    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in documents()}
 
 
 # Generated documents.

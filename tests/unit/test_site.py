@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from scripts import site_builder
-from scripts.site_builder import Nav, documents, faults, navigation, stage
+from scripts.doc_blocks import documents
+from scripts.site_builder import Nav, faults, navigation, stage
 
 ROOT = Path(__file__).parents[2]
 BEGINNING = "README.md"
