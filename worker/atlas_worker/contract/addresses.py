@@ -6,12 +6,13 @@ and no file has one.
 
 from __future__ import annotations
 
-import hashlib
-from ipaddress import ip_address
+from hashlib import blake2b
+from ipaddress import IPv6Address
 
 _KEY_BYTES = 6
-_SITE_BYTES = {4: 3, 6: 7}
-"""/24 of IPv4, /56 of IPv6: what is drawn."""
+# What is drawn is a /24 of IPv4, with or without this prefix, and a /56 of IPv6.
+_MAPPED, _DOTS = "::ffff:", 2
+_HOST_BITS = 128 - 56
 
 
 class Drawn(float):
@@ -30,13 +31,13 @@ class Drawn(float):
 
 def address_key(client: str, secret: bytes) -> int:
     """Return the keyed hash of an address's site, in 48 bits; 0 if it is no address."""
-    try:
-        address = ip_address(client.partition("%")[0])
-    except ValueError:
-        return 0
-    address = getattr(address, "ipv4_mapped", None) or address
-    site = address.packed[: _SITE_BYTES[address.version]]
-    digest = hashlib.blake2b(site, digest_size=_KEY_BYTES, key=secret).digest()
+    site, _, host = client.removeprefix(_MAPPED).rpartition(".")
+    if not (host.isdecimal() and site.count(".") == _DOTS):
+        try:
+            site = f"{int(IPv6Address(client.partition('%')[0])) >> _HOST_BITS:x}"
+        except ValueError:
+            return 0
+    digest = blake2b(site.encode(), digest_size=_KEY_BYTES, key=secret).digest()
     return int.from_bytes(digest, "little") or 1
 
 
@@ -44,5 +45,5 @@ def key_id(secret: bytes) -> int:
     """Return a number that shows whether two processes have the same secret; 0 without one."""
     if not secret:
         return 0
-    digest = hashlib.blake2b(b"id", digest_size=4, key=secret).digest()
+    digest = blake2b(b"id", digest_size=4, key=secret).digest()
     return int.from_bytes(digest, "little") or 1
