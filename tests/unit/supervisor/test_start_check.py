@@ -71,6 +71,26 @@ def test_a_planted_file_is_a_fault(tmp_path: Path) -> None:
     assert "deploy_state.json is a link" in fault
 
 
+def test_a_view_token_is_looked_at_like_the_token_and_not_made(tmp_path: Path) -> None:
+    view = tmp_path / "view.token"
+    assert checked(tmp_path, CONTROL_VIEW_TOKEN_FILE=view).faults == []
+    assert not view.exists()
+
+    view.write_text(SECRET)
+    view.chmod(0o644)
+    (fault,) = checked(tmp_path, CONTROL_VIEW_TOKEN_FILE=view).faults
+    assert fault.startswith(f"CONTROL_VIEW_TOKEN_FILE: {view} is open to every user")
+
+    token = tmp_path / "token"
+    for path in (view, token):
+        path.write_text(SECRET)
+        path.chmod(0o600)
+    settings = {"CONTROL_TOKEN_FILE": token, "CONTROL_VIEW_TOKEN_FILE": view}
+    (fault,) = checked(tmp_path, **settings).faults
+    assert "has the token of CONTROL_TOKEN_FILE" in fault
+    assert SECRET not in fault
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_token_that_could_not_be_made_is_a_fault(tmp_path: Path) -> None:
     folder = tmp_path / "sealed"
