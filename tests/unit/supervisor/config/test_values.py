@@ -169,3 +169,11 @@ def test_a_host_or_header_of_two_lines_is_refused(load: Load, end: str) -> None:
         with pytest.raises(SettingsError, match=f"{key}=.*accepted: ") as refused:
             load("", {key: value})
         assert all(fault.isprintable() for fault in refused.value.faults)
+
+
+@pytest.mark.parametrize(
+    ("text", "alpha"),
+    [("", 0.01), ("GUARD_HOLDBACK=0.1", 0.005), ("TRAFFIC_RAMP=0.1,1", 0.005)],
+)
+def test_two_tests_of_a_deploy_share_its_alpha(load: Load, text: str, alpha: float) -> None:
+    assert load(text).alpha_of_a_test == alpha

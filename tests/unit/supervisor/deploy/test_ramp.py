@@ -105,3 +105,10 @@ def test_failed_requests_add_up_over_the_steps() -> None:
 def test_evidence_is_kept_and_not_shown() -> None:
     assert "saved" not in a_ramp(saved={"comparison": {}}).model_dump_json()
     assert "saved" not in str(Ramp.model_json_schema(mode="serialization"))
+
+
+def test_a_holdback_goes_on_with_what_the_ramp_has_compared() -> None:
+    ramp = a_ramp(saved={"comparison": {"number": 3}, "begun": {"step": 1}})
+
+    assert after(ramp, Event.PASSED).saved == {"comparison": {"number": 3}}
+    assert after(ramp, Event.FAILED).saved == {}
