@@ -222,6 +222,7 @@ class Assembly:
             deploys=self.service,
             queries=self.queries,
             traffic=self._traffic,
+            requests=opened.requests,
             holds=self.holds,
             reloads=reloads,
             canary=opened.canaries,

@@ -12,6 +12,7 @@ from atlas_supervisor.model.canary import (
     CanaryReport,
     CanaryStats,
     CanaryView,
+    EvidenceView,
     FeatureReport,
     FeatureView,
     IntervalView,
@@ -39,7 +40,12 @@ from atlas_supervisor.model.release import (
     ReleaseView,
     VersionSource,
 )
-from atlas_supervisor.model.requests import RequestFigures
+from atlas_supervisor.model.requests import (
+    RequestFigures,
+    RequestHour,
+    TrafficSwitch,
+    VersionMinute,
+)
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.model.status import (
     DaemonView,
@@ -181,7 +187,12 @@ def _arm(calls: int, errors: int, latency_ms: tuple[float, float, float, float])
 
 def _reported(arm: ArmView, low: float, high: float) -> ArmReport:
     interval = IntervalView(estimate=arm.error_rate, low=low, high=high)
-    return ArmReport(**dict(arm), error_rate_interval=interval)
+    quantiles = arm.latency_ms.model_dump(exclude={"avg"})
+    around = {
+        name: IntervalView(estimate=ms, low=round(ms * 0.94, 1), high=round(ms * 1.09, 1))
+        for name, ms in quantiles.items()
+    }
+    return ArmReport(**dict(arm), error_rate_interval=interval, latency_intervals=around)
 
 
 _CANARY = _arm(412, 5, (81.2, 74.1, 140.3, 201.7))
@@ -245,6 +256,7 @@ REPORT = CanaryReport(
                     **_COMPARED,
                 )
             ],
+            evidence=[EvidenceView(ts=_START, rollback=1.7, promotion=6.2)],
             judgement=_JUDGEMENT,
             verdict=_JUDGEMENT.verdict,
             reason=_JUDGEMENT.reason,
@@ -329,6 +341,45 @@ SPLIT = SplitView(
     weights={"blue": 0.9, "green": 0.1},
     sticky="connection",
     testers=["10.1.0.0/16", "192.0.2.7/32"],
+)
+
+_MINUTE = VersionMinute(
+    ts=_START,
+    seconds=60,
+    version="1.3.2",
+    requests=2490,
+    failed=1,
+    error_share=0.0004,
+    p50_ms=8.2,
+    p95_ms=31.0,
+    p99_ms=77.4,
+)
+REQUEST_HOUR = RequestHour(
+    since_ts=_START - timedelta(minutes=59),
+    until_ts=_START + timedelta(seconds=90),
+    minutes=[
+        _MINUTE,
+        _MINUTE.model_copy(
+            update={
+                "ts": _START + timedelta(minutes=1),
+                "seconds": 30,
+                "version": "1.4.0",
+                "requests": 1257,
+                "failed": 0,
+                "error_share": 0.0,
+            }
+        ),
+    ],
+    switches=[
+        TrafficSwitch(
+            ts=_START + timedelta(seconds=60),
+            deploy_id=PARAMETERS["deploy_id"],
+            version="1.4.0",
+            taken_back=False,
+            recycled=False,
+        )
+    ],
+    uncounted=[],
 )
 
 RAMP = RampView(

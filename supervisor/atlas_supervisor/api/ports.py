@@ -19,6 +19,7 @@ from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.log import LogFeed, LogSource, WantedLines
 from atlas_supervisor.model.ramp import RampAction, RampView
 from atlas_supervisor.model.release import EarlierVersions, ReleaseView
+from atlas_supervisor.model.requests import RequestHour
 from atlas_supervisor.model.status import HoldView, ReloadView, SplitView, Status
 
 
@@ -107,6 +108,13 @@ class QueryPort(Protocol):
 
         The caller closes the feed.
         """
+
+
+class RequestPort(Protocol):
+    """Users' requests, as workers count them."""
+
+    async def last_hour(self) -> RequestHour:
+        """Return the last hour by version, with the switches."""
 
 
 class ReloadPort(Protocol):
@@ -199,6 +207,7 @@ class Control:
     deploys: DeployPort
     queries: QueryPort
     traffic: TrafficPort
+    requests: RequestPort
     holds: HoldPort
     reloads: ReloadPort
     canary: CanaryPort

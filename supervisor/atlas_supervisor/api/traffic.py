@@ -16,6 +16,7 @@ from atlas_supervisor.api.routes import (
     Route,
 )
 from atlas_supervisor.model.ramp import RampAction, RampView
+from atlas_supervisor.model.requests import RequestHour
 from atlas_supervisor.model.status import HoldView, SplitView
 
 
@@ -74,6 +75,10 @@ async def _release(call: Request[Nothing, ReleaseBody]) -> Reply:
     return Reply(await call.control.holds.release(call.actor, call.body.hold_id))
 
 
+async def _requests(call: Request[Nothing, Nothing]) -> Reply:
+    return Reply(await call.control.requests.last_hour())
+
+
 async def _view(call: Request[Nothing, Nothing]) -> Reply:
     return Reply(call.control.traffic.view())
 
@@ -87,6 +92,20 @@ async def _ramp(call: Request[Nothing, RampBody]) -> Reply:
 
 
 ROUTES: tuple[AnyRoute, ...] = (
+    Route(
+        method="GET",
+        path="/deploy/requests",
+        handler=_requests,
+        summary="Users' requests by version",
+        description="Of the last hour, in minutes, with the switches of that time. Of workers that "
+        "count their requests (docs/worker-contract.md, 6); of others there are none. It goes "
+        "on over restarts of the daemon.",
+        tag="Deploy",
+        query=Nothing,
+        body=Nothing,
+        access=Access.READ,
+        answers=(ResponseSpec(200, "The last hour.", RequestHour, examples.REQUEST_HOUR),),
+    ),
     Route(
         method="GET",
         path="/deploy/traffic",

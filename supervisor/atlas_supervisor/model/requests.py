@@ -16,6 +16,7 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
+from datetime import datetime
 from typing import Any, Self
 
 from pydantic import BaseModel, Field
@@ -178,6 +179,50 @@ class RequestMinute:
     slot: str
     version: str
     totals: RequestTotals
+
+
+class VersionMinute(BaseModel, frozen=True):
+    """Users' requests that one version had in one minute."""
+
+    ts: datetime = Field(description="When the minute began.")
+    seconds: float = Field(description="How much of it is over: 60, or less of the present one.")
+    version: str = Field(description="The version, whichever slot it ran in.")
+    requests: int = Field(description="Requests that began.")
+    failed: int = Field(description="Of those that ended, 5xx and cut by the end of a process.")
+    error_share: float | None = Field(
+        description="Share of those that ended which failed, 0 to 1; null if none ended."
+    )
+    p50_ms: float | None = Field(description="Median latency of those that ended; null: none did.")
+    p95_ms: float | None = Field(description="95th percentile.")
+    p99_ms: float | None = Field(description="99th percentile.")
+
+
+class TrafficSwitch(BaseModel, frozen=True):
+    """A moment at which all new connections went to another worker."""
+
+    ts: datetime = Field(description="When it happened.")
+    deploy_id: str = Field(description="The deploy that it belongs to.")
+    version: str | None = Field(description="That deploy's version.")
+    taken_back: bool = Field(
+        description="False: this version got the traffic; true: it lost it to the one before."
+    )
+    recycled: bool = Field(description="Whether only a worker of the same version was replaced.")
+
+
+class RequestHour(BaseModel, frozen=True):
+    """Users' requests of the last hour, by version."""
+
+    since_ts: datetime = Field(description="When the hour began.")
+    until_ts: datetime = Field(description="The present moment.")
+    minutes: list[VersionMinute] = Field(
+        description="Each minute in which a version had requests, oldest first. What was counted "
+        "while no daemon ran is in the minute in which the next one read it."
+    )
+    switches: list[TrafficSwitch] = Field(description="The switches of that time, oldest first.")
+    uncounted: list[str] = Field(
+        description="Versions of running workers that count no requests: they have no worker kit, "
+        "or do not serve yet."
+    )
 
 
 class RequestFigures(BaseModel, frozen=True):

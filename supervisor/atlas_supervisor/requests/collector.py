@@ -32,7 +32,7 @@ from atlas_supervisor.model.judgement import ComparisonRules
 from atlas_supervisor.model.requests import (
     RequestCounts,
     RequestFigures,
-    RequestMinute,
+    RequestHour,
     RequestSecond,
     RequestTotals,
 )
@@ -41,6 +41,7 @@ from atlas_supervisor.requests.addresses import AddressCounts
 from atlas_supervisor.requests.count_file import CountFile, Reading, TrackedFile, packed, unpacked
 from atlas_supervisor.requests.figures import KEPT_SECONDS, InstanceCounts
 from atlas_supervisor.requests.firsts import FirstRequestCounts
+from atlas_supervisor.requests.history import RequestHistory
 from atlas_supervisor.requests.seconds import LATE_SECONDS, Cells, added, left_open, totals_of
 from atlas_supervisor.store.requests import InstanceRow, RequestCommit, RequestStore
 from atlas_supervisor.store.statements import StoreError
@@ -88,6 +89,7 @@ class RequestCollector:
         """How versions are compared; set by `compare_by`."""
         self._folder = state_dir / RINGS_DIRECTORY
         self.store = store
+        self._history = RequestHistory(store)
         self._instances: dict[str, InstanceCounts] = {}
         self._saved_rows: dict[str, InstanceRow] = {}
         self._saved_cells: dict[str, bytes] = {}
@@ -95,7 +97,6 @@ class RequestCollector:
         self._refused: set[str] = set()
         self._gone: set[str] = set()
         self._changed: set[str] = set()
-        self._unwritten: dict[tuple[str, str], RequestTotals] = {}
         self._exposed: dict[tuple[str, str], RequestTotals] = {}
         self._polled = False
         self._write_at = 0.0
@@ -178,10 +179,16 @@ class RequestCollector:
         async with self._lock:  # not while a minute is on its way
             for row in await self.store.minutes(version, int(since), int(until)):
                 total.add(row.totals)
-            for (_, of_version), totals in self._unwritten.items():
-                if of_version == version and until > steady_time() - WRITE_SECONDS:
-                    total.add(totals)
+            if until > steady_time() - WRITE_SECONDS:
+                total.add(self._history.unwritten(version))
         return total
+
+    async def last_hour(self) -> RequestHour:
+        """Return the last hour by version, with the switches. Raises StoreError."""
+        async with self._lock:
+            present = self.present()
+            uncounted = {each.version for each in present if self.totals(each.name) is None}
+            return await self._history.last_hour(sorted(uncounted))
 
     def exposed(self) -> Mapping[tuple[str, str], RequestTotals]:
         """Return the counts since the daemon's start, by slot and version."""
@@ -342,7 +349,7 @@ class RequestCollector:
     def _note(self, name: str, instance: InstanceCounts, more: RequestTotals) -> None:
         """Note what is to be written, and shown as metrics."""
         key = instance.slot, instance.version
-        self._unwritten.setdefault(key, RequestTotals()).add(more)
+        self._history.note(*key, more)
         exposed = self._exposed.pop(key, RequestTotals())
         exposed.add(more)
         self._exposed[key] = exposed  # the latest one is the last
@@ -364,16 +371,15 @@ class RequestCollector:
             for name, tracked in self._files.items()
             if not tracked.ended and tracked.cells is not tracked.saved
         }
+        minutes = self._history.take()
         if not (self._changed or ended or cells or self._gone):
             return
-        unwritten, self._unwritten = self._unwritten, {}
         changed, self._changed = self._changed, set()
         gone = set(self._gone)
-        minute = int(steady_time() - WRITE_SECONDS / 2) // 60 * 60
         try:
             await self.store.commit(
                 RequestCommit(
-                    minute=minute,
+                    minute=int(steady_time()) // WRITE_SECONDS * WRITE_SECONDS,
                     instances=[
                         InstanceRow(name, each.slot, each.version, each.totals)
                         for name, each in self._instances.items()
@@ -383,17 +389,14 @@ class RequestCollector:
                         for name, each in cells.items()
                     ],
                     gone=ended | gone,
-                    minutes=[
-                        RequestMinute(minute, slot, version, totals)
-                        for (slot, version), totals in unwritten.items()
-                    ],
+                    minutes=minutes,
                 )
             )
         except BaseException:
-            for key, totals in unwritten.items():
-                self._unwritten.setdefault(key, RequestTotals()).add(totals)
+            self._history.give_back(minutes)
             self._changed |= changed
             raise
+        self._history.written(minutes)
         self._gone -= gone
         for name, each in cells.items():
             self._files[name].saved = each

@@ -40,6 +40,14 @@ LEFT JOIN steps ON steps.deploy_id = transitions.deploy_id AND steps.position = 
 WHERE transitions.id > :id AND (:deploy_id IS NULL OR transitions.deploy_id = :deploy_id)
 ORDER BY transitions.id LIMIT :limit;
 
+-- name: flips
+-- Of the latest transitions alone: they have no index by time.
+SELECT transitions.ts, transitions.phase, deploys.deploy_id, deploys.version, deploys.deploy_cause
+FROM transitions JOIN deploys USING (deploy_id)
+WHERE transitions.id > (SELECT max(id) FROM transitions) - 5000
+AND transitions.phase IN ('switch', 'revert') AND transitions.event = 'passed' AND transitions.ts >= :since
+ORDER BY transitions.id;
+
 -- name: transitions_of
 SELECT * FROM transitions WHERE deploy_id = :deploy_id ORDER BY id;
 
@@ -289,7 +297,7 @@ INSERT INTO request_minutes (minute, slot, version, counts, latency) VALUES (:mi
 
 -- name: request_minutes
 SELECT minute, slot, version, counts, latency FROM request_minutes
-WHERE version = :version AND minute >= :since AND minute < :until ORDER BY minute;
+WHERE (:version IS NULL OR version = :version) AND minute >= :since AND minute < :until ORDER BY minute;
 
 -- name: put_deploy_evidence
 INSERT OR REPLACE INTO deploy_evidence (deploy_id, saved) VALUES (:deploy_id, :saved);

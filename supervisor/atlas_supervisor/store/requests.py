@@ -6,10 +6,17 @@ import json
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 
+from atlas_supervisor.model.deploy import Cause
 from atlas_supervisor.model.histogram import Histogram
-from atlas_supervisor.model.requests import RequestCounts, RequestMinute, RequestTotals
+from atlas_supervisor.model.requests import (
+    RequestCounts,
+    RequestMinute,
+    RequestTotals,
+    TrafficSwitch,
+)
 from atlas_supervisor.store.statements import Statement, Statements
 
 RETENTION_SECONDS = 26 * 3600
@@ -94,12 +101,27 @@ class RequestStore:
         """Return the cells of all files, by name."""
         return {row["file"]: row["cells"] for row in await self._statements.read("request_files")}
 
-    async def minutes(self, version: str, since: int, until: int) -> list[RequestMinute]:
-        """Return the minutes of a version that begin in `[since, until)`, Unix time."""
+    async def minutes(self, version: str | None, since: int, until: int) -> list[RequestMinute]:
+        """Return the minutes of a version, or of all, that begin in `[since, until)`, Unix time."""
         rows = await self._statements.read(
             "request_minutes", version=version, since=since, until=until
         )
-        return [RequestMinute(row["minute"], row["slot"], version, _totals(row)) for row in rows]
+        return [
+            RequestMinute(row["minute"], row["slot"], row["version"], _totals(row)) for row in rows
+        ]
+
+    async def switches(self, since: datetime) -> list[TrafficSwitch]:
+        """Return the switches since then, oldest first."""
+        return [
+            TrafficSwitch(
+                ts=datetime.fromisoformat(row["ts"]),
+                deploy_id=row["deploy_id"],
+                version=row["version"],
+                taken_back=row["phase"] == "revert",
+                recycled=row["deploy_cause"] == Cause.RECYCLED,
+            )
+            for row in await self._statements.read("flips", since=since.isoformat())
+        ]
 
     async def save_evidence(self, deploy_id: str, saved: dict[str, Any]) -> None:
         """Save what the next daemon goes on with; in place of what was saved before."""

@@ -35,6 +35,7 @@ from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.ramp import RampAction, RampView
 from atlas_supervisor.model.release import EarlierVersions, ReleaseView
+from atlas_supervisor.model.requests import RequestHour
 from atlas_supervisor.model.status import HoldView, ReloadView, SplitView, Status
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from tests.harness import free_ports
@@ -190,6 +191,9 @@ class MemoryControl:
 
     async def history(self, limit: int) -> list[DeployRecord]:
         return list(self.records.values())[:limit]
+
+    async def last_hour(self) -> RequestHour:
+        return examples.REQUEST_HOUR
 
     async def transitions(self, deploy_id: str) -> list[Transition]:
         return [examples.TRANSITION]
@@ -375,6 +379,7 @@ async def running(
         deploys=server.control,
         queries=server.control,
         traffic=server.control,
+        requests=server.control,
         holds=server.control,
         reloads=server.control,
         canary=server.control.canaries,
