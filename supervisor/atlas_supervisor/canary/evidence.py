@@ -24,7 +24,7 @@ from atlas_supervisor.canary.stats.decision import (
     RampEvidence,
 )
 from atlas_supervisor.canary.stats.outcomes import CallTracker, Tally
-from atlas_supervisor.canary.stats.rollups import ArmTallies, Rollups
+from atlas_supervisor.canary.stats.rollups import ArmTallies, EvidencePoint, Rollups
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
 from atlas_supervisor.canary.stats.windows import GRACE_SLICES, SLICES_PER_SECOND, Windows
 from atlas_supervisor.config import Settings
@@ -214,6 +214,8 @@ class Evidence:
         reached, self._parts = holm(largest, self._settings.canary_alpha)
         for feature in reached:
             self._ramps[feature].fail()
+        for evidence in self._ramps.values():
+            evidence.note(self._unix)
         return closed
 
     def _start_rounds(self, unix: float) -> None:
@@ -244,6 +246,10 @@ class Evidence:
     def ratios(self, feature: str) -> SampleRatios:
         """Return the sample ratio checks of a feature's ramp."""
         return self._ramps[feature].ratios()
+
+    def course(self, feature: str) -> list[EvidencePoint]:
+        """Return the evidence of a feature's ramp over time, oldest first."""
+        return list(self._ramps[feature].course.points)
 
     def step_calls(self, epoch: int) -> int:
         """Return how many canary calls of an epoch have an outcome."""

@@ -7,23 +7,25 @@ difference within each epoch first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from atlas_supervisor.canary.evidence import Evidence
+from atlas_supervisor.canary.stats.bets import exponential
 from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.canary.stats.decision import Decision
 from atlas_supervisor.canary.stats.explain import percent, sample_ratio_mismatch
 from atlas_supervisor.canary.stats.intervals import (
     Interval,
     difference,
+    quantile,
     stratified_difference,
     wilson,
 )
 from atlas_supervisor.canary.stats.outcomes import Tally
 from atlas_supervisor.canary.stats.ramp import Feature, Rules, Stage, waits_for
-from atlas_supervisor.canary.stats.rollups import ArmTallies, by_epoch
+from atlas_supervisor.canary.stats.rollups import ArmTallies, EvidencePoint, by_epoch
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
 from atlas_supervisor.model.canary import (
     ArmReport,
@@ -34,6 +36,7 @@ from atlas_supervisor.model.canary import (
     CanaryView,
     CountsRow,
     EpochRow,
+    EvidenceView,
     FallbackView,
     FeatureReport,
     FeatureView,
@@ -55,6 +58,14 @@ _REMEDIES = {
     "may be broken, or use a newer kit than this daemon. Restart it.",
     "canary_rings_waiting": "Run fewer processes with canaries, or see which ones do not exit.",
 }
+
+
+class FeatureEvidence(NamedTuple):
+    """What a report says of one feature's ramp."""
+
+    decision: Decision
+    ratios: SampleRatios
+    course: Sequence[EvidencePoint]
 
 
 class RecentStats(NamedTuple):
@@ -136,7 +147,7 @@ def build_report(
     hours: int,
     epochs: list[EpochRow],
     counts: Iterable[CountsRow],
-    decisions: Mapping[str, tuple[Decision, SampleRatios]],
+    known: Mapping[str, FeatureEvidence],
     *,
     fallback: FallbackView | None,
 ) -> CanaryReport:
@@ -147,8 +158,10 @@ def build_report(
         since_ts=until - timedelta(hours=hours),
         until_ts=until,
         features=[
-            _feature_report(name, epochs, tallies, _judgement(name, decision, fallback), ratios)
-            for name, (decision, ratios) in decisions.items()
+            _feature_report(
+                name, epochs, tallies, found, _judgement(name, found.decision, fallback)
+            )
+            for name, found in known.items()
         ],
     )
 
@@ -187,15 +200,22 @@ def _canary_stats(features: Mapping[str, ArmTallies]) -> CanaryStats:
 
 def _arm_report(tally: Tally) -> ArmReport:
     interval = wilson(Arm(tally.calls, tally.errors))
-    return ArmReport(**_fields(tally), error_rate_interval=_interval(interval))
+    quantiles = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+    return ArmReport(
+        **_fields(tally),
+        error_rate_interval=_interval(interval),
+        latency_intervals={
+            name: _interval(quantile(tally.latency, q)) for name, q in quantiles.items()
+        },
+    )
 
 
 def _feature_report(
     feature: str,
     epochs: Iterable[EpochRow],
     tallies: Mapping[int, ArmTallies],
+    known: FeatureEvidence,
     judgement: JudgementView,
-    ratios: SampleRatios,
 ) -> FeatureReport:
     """Return one feature's report; `tallies` are by epoch."""
     mine = [epoch for epoch in epochs if epoch.feature == feature and epoch.epoch in tallies]
@@ -209,10 +229,18 @@ def _feature_report(
         stable=_arm_report(total.stable),
         difference=_interval(stratified_difference(compared)),
         strata=[_stratum(epoch, tallies[epoch.epoch]) for epoch in mine],
+        evidence=[
+            EvidenceView(
+                ts=datetime.fromtimestamp(point.unix, UTC),
+                rollback=float(f"{exponential(point.rollback):.4g}"),
+                promotion=float(f"{exponential(point.promotion):.4g}"),
+            )
+            for point in known.course
+        ],
         judgement=judgement,
         verdict=judgement.verdict,
         reason=judgement.reason,
-        warnings=_warnings_of(total, ratios),
+        warnings=_warnings_of(total, known.ratios),
     )
 
 

@@ -16,6 +16,7 @@ from atlas_supervisor.canary.evidence import Evidence, Moment, Observe, unobserv
 from atlas_supervisor.canary.persistence import CanaryPersistence, newest_epoch, read_saved
 from atlas_supervisor.canary.policy import PolicyStore, initial_features, rules_of
 from atlas_supervisor.canary.report import (
+    FeatureEvidence,
     RecentStats,
     build_report,
     feature_view,
@@ -311,12 +312,16 @@ class FeatureCanaries:
             await self._poll(at_once=True)
         until = datetime.fromtimestamp(Moment.now().unix, UTC)
         counts, epochs = await self._persistence.counts(until.timestamp(), hours)
-        decisions = {
-            name: (self._evidence.decision(name), self._evidence.ratios(name))
+        known = {
+            name: FeatureEvidence(
+                self._evidence.decision(name),
+                self._evidence.ratios(name),
+                self._evidence.course(name),
+            )
             for name in self._policies.features
         }
         build = partial(build_report, fallback=self._policies.policy.fallback)
-        return await anyio.to_thread.run_sync(build, until, hours, epochs, counts, decisions)
+        return await anyio.to_thread.run_sync(build, until, hours, epochs, counts, known)
 
     def check(self) -> Check:
         """Return whether the calls of all processes are counted, from memory."""

@@ -203,6 +203,10 @@ class ArmReport(ArmView):
     error_rate_interval: IntervalView | None = Field(
         description="95 % interval (Wilson); null without calls."
     )
+    latency_intervals: dict[str, IntervalView | None] = Field(
+        description="`p50`, `p95` and `p99` in milliseconds with 95 % intervals (order "
+        "statistics); null with too few calls for one."
+    )
 
 
 class StratumView(BaseModel, frozen=True):
@@ -217,6 +221,14 @@ class StratumView(BaseModel, frozen=True):
     difference: IntervalView | None = Field(description="Canary's error rate minus stable's.")
 
 
+class EvidenceView(BaseModel, frozen=True):
+    """The evidence of a ramp at one moment."""
+
+    ts: datetime = Field(description="The moment.")
+    rollback: float = Field(description="Odds to 1 for a rollback, the largest until then.")
+    promotion: float = Field(description="Odds to 1 for a promotion.")
+
+
 class FeatureReport(BaseModel, frozen=True):
     """One feature over the span of a report."""
 
@@ -228,6 +240,10 @@ class FeatureReport(BaseModel, frozen=True):
         "null if they can't be compared."
     )
     strata: list[StratumView] = Field(description="The same for each epoch.")
+    evidence: list[EvidenceView] = Field(
+        description="The evidence since the ramp began, oldest first; what is older is coarser. "
+        "Its bounds are `judgement.numbers.evidence.rollback.needed` and `.promotion.needed`."
+    )
     judgement: JudgementView = Field(description="What the evidence says now.")
     verdict: str = Field(description="The `verdict` of `judgement`.")
     reason: str = Field(description="The `reason` of `judgement`.")

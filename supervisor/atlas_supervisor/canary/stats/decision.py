@@ -26,6 +26,7 @@ from atlas_supervisor.canary.stats.bets import exponential, log_add
 from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Draws, Prior, Strata
 from atlas_supervisor.canary.stats.forecast import calls_needed, expected_rates
 from atlas_supervisor.canary.stats.intervals import stratified_difference
+from atlas_supervisor.canary.stats.rollups import Course, EvidencePoint
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios, check_ratio
 from atlas_supervisor.canary.stats.windows import Windows
@@ -39,6 +40,8 @@ FIRST_ROUND = 0.9
 """The part of alpha for the first round: most ramps are over before the second."""
 
 _ROUND_PRIOR_CALLS = 50.0
+_NONE = -50.0
+"""The logarithm of evidence that is as good as none: JSON has no infinity."""
 
 
 class EvidenceKind(StrEnum):
@@ -124,6 +127,7 @@ class RampEvidence:
         """What has led to a rollback, which is final."""
         self.largest = 0.0
         """The logarithm of the largest evidence for a rollback so far."""
+        self.course = Course()
         self._kind = EvidenceKind.ERRORS
         self._closed = Strata()
         self._open: Sequence[CallWindow] = ()
@@ -196,10 +200,19 @@ class RampEvidence:
     @property
     def promotes(self) -> bool:
         """Whether the present evidence promotes."""
-        return any(
-            each.log_promotion + _log_weight(number) >= -math.log(self.promote_alpha)
-            for number, each in self._present().items()
+        return self._log_promotion >= -math.log(self.promote_alpha)
+
+    @property
+    def _log_promotion(self) -> float:
+        return max(
+            each.log_promotion + _log_weight(number) for number, each in self._present().items()
         )
+
+    def note(self, unix: float) -> None:
+        """Note the present evidence in its course if it is time."""
+        if self.course.is_due(unix):
+            promotion = max(self._log_promotion, _NONE)
+            self.course.add(EvidencePoint(unix, round(self.largest, 3), round(promotion, 3)))
 
     def _present(self) -> dict[int, RoundEvidence]:
         return self._now or self._rounds()
@@ -314,6 +327,7 @@ class RampEvidence:
             "failed": self.failed and self.failed.value,
             "largest": [self.largest, self._kind.value],
             "totals": self._closed.to_list(),
+            "course": self.course.points,
             "windows": self.windows.to_dict(),
         }
 
@@ -331,6 +345,7 @@ class RampEvidence:
         evidence.failed = saved["failed"] and EvidenceKind(saved["failed"])
         evidence.largest, kind = saved["largest"]
         evidence._kind = EvidenceKind(kind)
+        evidence.course = Course(saved.get("course", ()))
         evidence._closed = Strata.from_list(saved["totals"])
         evidence.windows = Windows.from_dict(saved["windows"], same_boot=same_boot)
         return evidence

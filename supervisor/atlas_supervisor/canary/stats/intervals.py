@@ -1,4 +1,4 @@
-"""Confidence intervals for the report: of a rate, a difference, and a stratified difference.
+"""Confidence intervals for the report: of a rate, a quantile, and a difference within strata.
 
 They are for one look at the numbers; verdicts come from the evidence.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from atlas_supervisor.canary.stats.counts import Arm
+from atlas_supervisor.model.histogram import Histogram
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,23 @@ def wilson(arm: Arm, confidence: float = 0.95) -> Interval | None:
     low = 0.0 if arm.errors == 0 else max(0.0, middle - half)
     high = 1.0 if arm.errors == arm.calls else min(1.0, middle + half)
     return Interval(rate, low, high)
+
+
+def quantile(latency: Histogram, q: float, confidence: float = 0.95) -> Interval | None:
+    """Return a quantile in milliseconds with its interval; None if there are too few calls for it.
+
+    By order statistics, so whatever the distribution is (Conover 1999, section 3.2): how many calls
+    are below the true quantile is binomial, here by its normal approximation and rounded outwards.
+    """
+    n = latency.count
+    half = _z(confidence) * math.sqrt(n * q * (1 - q))
+    low, high = math.floor(n * q - half), math.ceil(n * q + half) + 1
+    if low < 1 or high > n:
+        return None
+    below, estimate, above = latency.quantiles(low / n, q, high / n)
+    if below is None or estimate is None or above is None:
+        return None
+    return Interval(estimate, below, above)
 
 
 def difference(canary: Arm, stable: Arm, confidence: float = 0.95) -> Interval | None:

@@ -1,4 +1,4 @@
-"""Rollups: tallies per minute and per hour, as the database stores them, and of the last hour."""
+"""What is kept over time: tallies per minute and hour, for the database, and evidence."""
 
 from __future__ import annotations
 
@@ -13,6 +13,41 @@ from atlas_supervisor.model.histogram import Histogram
 MINUTE, HOUR = 60, 3600
 
 _CHANGING = 2 * MINUTE  # a call has an outcome at most a minute after its assignment
+
+
+class EvidencePoint(NamedTuple):
+    """The evidence of a ramp at one moment, as natural logarithms of odds."""
+
+    unix: float
+    rollback: float
+    """The largest so far: what a rollback goes by."""
+    promotion: float
+
+
+class Course:
+    """The course of a ramp's evidence from its start: the older, the coarser, and bounded."""
+
+    MOST = 100
+    EVERY_SECONDS = 2.0
+
+    def __init__(self, points: Iterable[Iterable[float]] = ()) -> None:
+        self.points = [EvidencePoint(*each) for each in points]
+
+    def is_due(self, unix: float) -> bool:
+        """Return whether it is time for another point."""
+        return not self.points or not 0 <= unix - self.points[-1].unix < self.EVERY_SECONDS
+
+    def add(self, point: EvidencePoint) -> None:
+        """Add a point; if there are too many, drop the one that is missed least for its age."""
+        now = point.unix
+        # A clock that was ahead at an earlier start has left points of the future.
+        self.points = points = [*(each for each in self.points if each.unix < now), point]
+        if len(points) > self.MOST:
+            gaps = (
+                (points[at + 1].unix - points[at - 1].unix) / (now - points[at].unix)
+                for at in range(1, len(points) - 1)
+            )
+            del points[min(enumerate(gaps, 1), key=lambda each: each[1])[0]]
 
 
 class ArmTallies(NamedTuple):
