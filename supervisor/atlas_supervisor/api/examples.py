@@ -97,6 +97,7 @@ SWITCHED = DeployRecord(
     phase="guard",
     started_ts=_START,
     ended_ts=None,
+    requested="deploy requested by token",
 )
 
 

@@ -62,8 +62,13 @@ def demanded(
             yield demand
 
 
-def new_record(release: Release, plan: Plan, ports: tuple[int, int]) -> DeployRecord:
-    """Return the record of a deploy that is about to start."""
+def new_record(
+    release: Release, plan: Plan, ports: tuple[int, int], *, actor: Actor, why: str | None = None
+) -> DeployRecord:
+    """Return the record of a deploy that is about to start; `why` is the reason of a recycle."""
+    requested = f"{_action(plan).replace('_', ' ')} requested by {actor.name}"
+    if plan.remark:
+        requested += f", {plan.remark}"
     active_port, staging_port = ports
     return DeployRecord(
         deploy_id=f"{now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
@@ -78,8 +83,16 @@ def new_record(release: Release, plan: Plan, ports: tuple[int, int]) -> DeployRe
         phase=FIRST_PHASE.value,
         started_ts=now(),
         ended_ts=None,
+        requested=f"recycled: {why}" if plan.recycle else requested,
         cause=Cause.RECYCLED if plan.recycle else Cause.REQUESTED,
     )
+
+
+def _action(plan: Plan) -> str:
+    """Return what is audited when a deploy begins."""
+    if plan.recycle:
+        return "recycle"
+    return "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
 
 
 class Recorder:
@@ -113,13 +126,11 @@ class Recorder:
 
         `why` is the reason of a recycle, in words.
         """
-        action = "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
-        cause, more = f"{action.replace('_', ' ')} requested by {actor.name}", {}
+        cause, more = record.requested or "", {}
         if plan.rollback:
             more = {"fast": plan.fast, "remark": plan.remark}
-            cause += f", {plan.remark}" if plan.remark else ""
         if why is not None:
-            action, cause, more = "recycle", f"recycled: {why}", {"reason": why}
+            more = {"reason": why}
         event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
         is_written = False
         try:
@@ -130,12 +141,11 @@ class Recorder:
                 rollback=plan.rollback,
                 release=release,
                 key=key,
-                cause=cause,
             )
             self._events.publish(PublishedEvent(event, rollback=plan.rollback), journal_id)
             is_written = True
             await self._database.audit.write(
-                actor, action, "begun", subject=record.deploy_id, release=record.release, **more
+                actor, _action(plan), "begun", subject=record.deploy_id, release=record.release, **more
             )
             await self._state.change(last_deploy_ts=record.started_ts, staging_weight=0.0)
         except (StoreError, OSError) as error:

@@ -153,7 +153,7 @@ class DeployService:
         self._refuse_if_busy()
         await self._runs.make_way(f"it gives way to a request of {actor.name}")
         self._refuse_if_busy()
-        record = new_record(release, plan, self._slots.ports())
+        record = new_record(release, plan, self._slots.ports(), actor=actor, why=why)
         with anyio.CancelScope(shield=True):  # written and started, or neither
             await self._recorder.begin(record, plan, release=release, actor=actor, key=key, why=why)
             run = DeployRun(

@@ -251,6 +251,11 @@ class DeployRecord(BaseModel, frozen=True):
     ended_ts: datetime | None = Field(
         description="When guard, warm time and drain were over as well; null before that."
     )
+    requested: str | None = Field(
+        default=None,
+        description="What began it, in words: `deploy requested by uid:0`, or why a worker is "
+        "recycled.",
+    )
     cause: Cause = Field(
         default=Cause.REQUESTED,
         description="`requested`: someone asked for it; `recycled`: the daemon replaces a worker "

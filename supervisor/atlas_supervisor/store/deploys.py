@@ -203,7 +203,6 @@ class DeployStore:
         rollback: bool = False,
         release: Release | None = None,
         key: IdempotencyKey | None = None,
-        cause: str = "",
     ) -> int:
         """Write a new deploy, with the key of its request; forget very old ones.
 
@@ -212,7 +211,8 @@ class DeployStore:
         kept = {"kept": DEPLOYS_KEPT, "since": (now() - KEYS_KEPT).isoformat()}
         trims = ("trim_steps", "trim_transitions", "trim_deploys", "trim_keys")
         plan = {"auto_switch": auto_switch, "rollback": rollback}
-        event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
+        why = record.requested or ""
+        event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=why)
         _, begun, *_ = await self._statements.write(
             ("begin_deploy", {**_columns(record), **plan, **_folder(release)}),
             _transition_row(record, event),
@@ -327,6 +327,7 @@ class DeployStore:
             phase=row["phase"],
             started_ts=datetime.fromisoformat(row["started_ts"]),
             ended_ts=datetime.fromisoformat(row["ended_ts"]) if row["ended_ts"] else None,
+            requested=row["requested"] or None,
             cause=row["deploy_cause"],
             ramp=Ramp.model_validate_json(row["ramp"]) if row["ramp"] else None,
         )

@@ -66,16 +66,20 @@ SELECT :deploy_id, count(*), :name, :ok, :duration_ms, :detail FROM steps WHERE 
 
 -- name: latest_deploys
 -- By sequence, as everywhere: a wall clock may have been set back since.
-SELECT * FROM deploys ORDER BY rowid DESC LIMIT :limit;
+SELECT deploys.*, (SELECT cause FROM transitions WHERE deploy_id = deploys.deploy_id ORDER BY id LIMIT 1) AS requested
+FROM deploys ORDER BY rowid DESC LIMIT :limit;
 
 -- name: latest_requested_deploy
-SELECT * FROM deploys WHERE deploy_cause = :cause ORDER BY rowid DESC LIMIT 1;
+SELECT deploys.*, (SELECT cause FROM transitions WHERE deploy_id = deploys.deploy_id ORDER BY id LIMIT 1) AS requested
+FROM deploys WHERE deploy_cause = :cause ORDER BY rowid DESC LIMIT 1;
 
 -- name: deploy
-SELECT * FROM deploys WHERE deploy_id = :deploy_id;
+SELECT deploys.*, (SELECT cause FROM transitions WHERE deploy_id = deploys.deploy_id ORDER BY id LIMIT 1) AS requested
+FROM deploys WHERE deploy_id = :deploy_id;
 
 -- name: unfinished_deploys
-SELECT * FROM deploys WHERE ended_ts IS NULL ORDER BY rowid;
+SELECT deploys.*, (SELECT cause FROM transitions WHERE deploy_id = deploys.deploy_id ORDER BY id LIMIT 1) AS requested
+FROM deploys WHERE ended_ts IS NULL ORDER BY rowid;
 
 -- name: steps
 SELECT * FROM steps WHERE deploy_id = :deploy_id ORDER BY position;

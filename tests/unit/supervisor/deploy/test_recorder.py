@@ -50,8 +50,9 @@ class Scene:
 
     async def begin(self, plan: Plan | None = None) -> DeployRecord:
         plan = plan or Plan()
-        record = new_record(RELEASE, plan, (8791, 8792))
-        await self.recorder.begin(record, plan, actor=Actor(name="uid:0", origin="unix"), key=KEY)
+        actor = Actor(name="uid:0", origin="unix")
+        record = new_record(RELEASE, plan, (8791, 8792), actor=actor)
+        await self.recorder.begin(record, plan, actor=actor, key=KEY)
         return record
 
     async def refused(self) -> DeployRecord:
