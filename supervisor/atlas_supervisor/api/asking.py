@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from atlas_supervisor import errors
 from atlas_supervisor.api.messages import invalid
 from atlas_supervisor.api.ports import Control
-from atlas_supervisor.api.routes import Access, AnyRoute, Request
+from atlas_supervisor.api.routes import Access, AnyRoute, Request, StreamReply
 from atlas_supervisor.errors import AtlasError, RefusedError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.worker_text import disclosed, withheld
@@ -80,7 +80,10 @@ class Asker:
         call = Request(
             control=self._control, actor=actor, query=query, body=model, path=path, trusted=sees_all
         )
-        payload = getattr(await row.handler(call), "payload", None)
+        reply = await row.handler(call)
+        if isinstance(reply, StreamReply):
+            return {"lines": await _lines(reply)}
+        payload = reply.payload
         if not isinstance(payload, BaseModel):
             raise TypeError(f"{target} is not answered with JSON")
         data = payload.model_dump_json().encode()
@@ -92,3 +95,14 @@ def _as_json(refused: RefusedError, *, sees_all: bool) -> dict[str, Any]:
     mend = disclosed if sees_all else withheld
     texts = {"code": refused.code, "message": refused.message, "hint": refused.hint}
     return {"error": {name: mend(text.encode()).decode() for name, text in texts.items()}}
+
+
+async def _lines(reply: StreamReply) -> list[str]:
+    """Return the lines of a stream that ends by itself: a log that is not followed."""
+    parts = []
+    try:
+        while (part := await reply.source.next()) is not None:
+            parts.append(part)
+    finally:
+        reply.source.close()
+    return b"".join(parts).decode("utf-8", "replace").splitlines()

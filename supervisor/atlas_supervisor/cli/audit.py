@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from atlas_supervisor.cli.answer_words import BAD_OUTCOMES, detail_in_words
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.listing import listing
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe
 from atlas_supervisor.cli.units import MISSING, amount, local_time
 from atlas_supervisor.cli.words import Record
-
-_BAD_OUTCOMES = frozenset({"failed", "refused", "rolled_back", "aborted"})
 
 
 @verb
@@ -89,7 +86,7 @@ def audit_table(screen: Screen, data: Record) -> RenderableType:
             safe(entry.get("action")),
             _outcome(entry),
             safe(entry.get("subject") or MISSING),
-            safe(_detail(entry.get("detail")), "dim"),
+            safe(detail_in_words(entry.get("detail")), "dim"),
         ]
         for entry in entries
     ]
@@ -99,24 +96,4 @@ def audit_table(screen: Screen, data: Record) -> RenderableType:
 
 def _outcome(entry: Record) -> Text:
     outcome = entry.get("outcome")
-    return safe(outcome, "red" if outcome in _BAD_OUTCOMES else "")
-
-
-def _detail(detail: Any) -> str:
-    """Return the detail on one line, without empty values."""
-    if not isinstance(detail, dict):
-        return ""
-    return ", ".join(
-        f"{name} {_value(value)}" for name, value in detail.items() if value not in (None, "", [])
-    )
-
-
-def _value(value: Any) -> str:
-    """Return a value in words: a list by its items, a record by its values."""
-    if isinstance(value, list):
-        return " + ".join(map(_value, value))
-    if isinstance(value, dict):
-        return " ".join(map(_value, value.values()))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
+    return safe(outcome, "red" if outcome in BAD_OUTCOMES else "")

@@ -8,7 +8,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.canary_status import NO_FEATURES, VERDICTS, facts, own_words, warnings
+from atlas_supervisor.cli.canary_status import facts, warnings
+from atlas_supervisor.cli.canary_words import (
+    ARMS,
+    NO_FEATURES,
+    VERDICTS,
+    difference_in_words,
+    ends_in_words,
+    own_words,
+    rate_in_words,
+    unreported,
+)
 from atlas_supervisor.cli.render_findings import indented
 from atlas_supervisor.cli.terminal import Screen, safe, spaced
 from atlas_supervisor.cli.units import MISSING, amount, change, latency, local_time, percent
@@ -16,8 +26,6 @@ from atlas_supervisor.cli.words import Record, mapping, objects
 
 FEW = 5
 """Up to so many epochs are shown without --strata."""
-
-_ARMS = ("canary", "stable")
 
 
 def report_view(
@@ -53,69 +61,35 @@ def _arms(each: Record) -> Table:
     table.add_column("error rate (95 %)")
     for name in ("p50", "p95", "p99"):
         table.add_column(name, justify="right")
-    for name in _ARMS:
+    for name in ARMS:
         arm = mapping(each.get(name))
         times = mapping(arm.get("latency_ms"))
         table.add_row(
             name,
             amount(arm.get("calls")),
-            _rate(arm),
+            rate_in_words(arm),
             *(latency(times.get(quantile)) for quantile in ("p50", "p95", "p99")),
         )
     return table
 
 
-def _rate(arm: Record) -> str:
-    """Return an error rate with its interval; none without calls."""
-    if not arm.get("calls"):
-        return MISSING
-    interval = mapping(arm.get("error_rate_interval"))
-    if not interval:
-        return percent(arm.get("error_rate"))
-    span = f"{percent(interval.get('low'))} to {percent(interval.get('high'))}"
-    return f"{percent(arm.get('error_rate'))} ({span})"
-
-
 def _rows(each: Record) -> Iterator[tuple[str, Text]]:
     """Yield difference, verdict and reason, each with its name."""
-    yield "difference", safe(_difference(mapping(each.get("difference"))))
+    yield "difference", safe(difference_in_words(mapping(each.get("difference"))))
     judgement = mapping(each.get("judgement"))
     verdict = each.get("verdict") or judgement.get("verdict") or MISSING
     words, style = VERDICTS.get(str(verdict), (verdict, ""))
     yield "verdict", safe(words, style)
     if reason := each.get("reason") or judgement.get("reason"):
         yield "reason", safe(own_words(each.get("feature"), reason))
-    if unreported := list(_unreported(each)):
-        yield "unreported", safe(", ".join(unreported), "dim")
-
-
-def _difference(interval: Record) -> str:
-    """Return how many more or fewer of its calls the canary fails, with the interval."""
-    if not interval:
-        return "none: the arms can't be compared"
-    estimate = change(interval.get("estimate"))
-    if estimate[0] not in "+-" or estimate == MISSING:
-        return f"{estimate} ({_ends(interval)})"
-    way = "more" if estimate[0] == "+" else "fewer"
-    return f"{estimate[1:]} {way} ({_ends(interval)}) of the canary's calls fail"
-
-
-def _ends(interval: Record) -> str:
-    return f"{change(interval.get('low'))} to {change(interval.get('high'))}"
-
-
-def _unreported(each: Record) -> Iterator[str]:
-    """Yield the number of decisions without an outcome, for each arm that has some."""
-    for name in _ARMS:
-        arm = mapping(each.get(name))
-        if arm.get("unreported"):
-            yield f"{amount(arm['unreported'])} of {amount(arm.get('assigned'))} {name} decisions"
+    if missing := list(unreported(each)):
+        yield "unreported", safe(", ".join(missing), "dim")
 
 
 def _strata(strata: Sequence[Record]) -> Iterator[RenderableType]:
     """Yield each epoch: its start, share and cause, and below it both arms."""
     cells = [
-        [*(_of_calls(name, mapping(each.get(name))) for name in _ARMS), _short(each)]
+        [*(_of_calls(name, mapping(each.get(name))) for name in ARMS), _short(each)]
         for each in strata
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -141,4 +115,6 @@ def _of_calls(name: str, arm: Record) -> str:
 
 def _short(stratum: Record) -> str:
     interval = mapping(stratum.get("difference"))
-    return f"{change(interval.get('estimate'))} ({_ends(interval)})" if interval else MISSING
+    return (
+        f"{change(interval.get('estimate'))} ({ends_in_words(interval)})" if interval else MISSING
+    )

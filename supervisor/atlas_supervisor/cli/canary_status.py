@@ -8,23 +8,28 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from atlas_supervisor.cli.canary_words import (
+    NO_FEATURES,
+    OFF,
+    ON_A_STEP,
+    VERDICTS,
+    WAY_OUT,
+    is_in_force,
+    meant_share,
+    of_calls,
+    own_words,
+    share_in_words,
+    stage_in_words,
+    steps_in_words,
+    waits,
+)
 from atlas_supervisor.cli.render_deploy import note
 from atlas_supervisor.cli.render_findings import indented
 from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe, spaced
 from atlas_supervisor.cli.units import MISSING, age, amount, percent
 from atlas_supervisor.cli.words import Record, mapping, objects
 
-NO_FEATURES = "no features; CANARY_FEATURES in the env file lists them"
-VERDICTS = {
-    "pass": ("pass: promote", "green"),
-    "fail": ("fail: roll back", "red"),
-    "inconclusive": ("inconclusive: hold", "yellow"),
-}
-
-_OFF = "off: CANARY_ENABLED=false in the env file, so every call is stable"
-_WAY_OUT = "Fix the cause, then turn them on again with `atlasctl canary reset`."
 _STAGE_STYLES = {"ramping": "cyan", "paused": "yellow", "promoted": "green", "rolled_back": "red"}
-_ON_A_STEP = ("ramping", "paused")
 
 
 def canaries(screen: Screen, data: Record) -> RenderableType:
@@ -39,12 +44,14 @@ def canaries(screen: Screen, data: Record) -> RenderableType:
 def changed(screen: Screen, feature: Record) -> RenderableType:
     """Return a feature after an operator's action on it."""
     grid = Table.grid(padding=(0, 1))
-    share, stage = _meant(feature), str(feature.get("stage"))
+    share, stage = meant_share(feature), str(feature.get("stage"))
     name = feature.get("feature") or MISSING
-    grid.add_row(screen.sign(OK), safe(f"{name}: {_of_calls(share)} ({_stage(feature)})", "bold"))
-    if stage in _ON_A_STEP and feature.get("waits_for"):
+    grid.add_row(
+        screen.sign(OK), safe(f"{name}: {of_calls(share)} ({stage_in_words(feature)})", "bold")
+    )
+    if stage in ON_A_STEP and feature.get("waits_for"):
         grid.add_row("", safe(f"waits for {feature['waits_for']}", "dim"))
-    if not _is_in_force(feature):
+    if not is_in_force(feature):
         grid.add_row("", safe("Canaries are off, so for now every call is stable.", "yellow"))
         grid.add_row("", safe("`atlasctl canary status` shows why.", "dim"))
     return grid
@@ -56,16 +63,11 @@ def restored(screen: Screen, data: Record, *, feature: str | None) -> Renderable
         done = "the fallback is reset; earlier calls no longer count, and the evidence starts again"
     else:
         found = [each for each in objects(data.get("features")) if each.get("feature") == feature]
-        share = f": {_of_calls(_meant(found[0]))}" if found else ""
+        share = f": {of_calls(meant_share(found[0]))}" if found else ""
         done = f"{feature} is reset to the settings{share}; its evidence starts again"
     grid = Table.grid(padding=(0, 1))
     grid.add_row(screen.sign(OK), safe(done, "bold"))
     return Group(grid, *_whole(screen, data))
-
-
-def own_words(feature: object, sentence: object) -> str:
-    """Return the daemon's sentence without the feature's name, which is shown above it."""
-    return str(sentence).removeprefix(f"{feature}: ")
 
 
 def warnings(screen: Screen, feature: Record) -> Iterator[RenderableType]:
@@ -94,7 +96,7 @@ def _whole(screen: Screen, data: Record) -> Iterator[RenderableType]:
     elif data.get("enabled"):
         yield Text.assemble("canaries are ", ("on", "green"))
     else:
-        yield Text.assemble("canaries are ", safe(_OFF, "yellow"))
+        yield Text.assemble("canaries are ", safe(OFF, "yellow"))
     if data.get("dropped_events"):
         lost = f"{amount(data['dropped_events'])} events were lost and are not counted"
         yield note(screen, lost, None)
@@ -121,7 +123,7 @@ def _fallback(screen: Screen, fallback: Record) -> Iterator[RenderableType]:
             arms.add_row(arm, safe(percent(counts.get("error_rate"))), safe(failed))
     if arms.row_count:
         grid.add_row("", arms)
-    grid.add_row("", safe(_WAY_OUT, "dim"))
+    grid.add_row("", safe(WAY_OUT, "dim"))
     yield grid
 
 
@@ -130,8 +132,8 @@ def _feature(screen: Screen, feature: Record) -> Iterator[RenderableType]:
     since = f"for {age(feature.get('since_ts'))}" if feature.get("since_ts") else ""
     yield spaced(
         safe(feature.get("feature") or MISSING, "bold"),
-        safe(_share(feature)),
-        safe(_stage(feature), _STAGE_STYLES.get(stage, "")),
+        safe(share_in_words(feature)),
+        safe(stage_in_words(feature), _STAGE_STYLES.get(stage, "")),
         safe(since, "dim"),
     )
     yield facts(dict(_rows(feature)))
@@ -144,78 +146,13 @@ def _rows(feature: Record) -> Iterator[tuple[str, Text]]:
     name, reason = feature.get("feature"), judgement.get("reason")
     if feature.get("reason") and feature["reason"] != reason:
         yield "why", safe(own_words(name, feature["reason"]))
-    if feature.get("stage") in _ON_A_STEP and (steps := _steps(feature)):
+    if feature.get("stage") in ON_A_STEP and (steps := steps_in_words(feature)):
         yield "ramp", safe(steps)
     if reason:
         words, style = VERDICTS.get(str(judgement.get("verdict")), ("", ""))
         yield "verdict", safe(words or judgement.get("verdict") or MISSING, style)
         yield "evidence", safe(own_words(name, reason))
-    if waits := _waits(feature, judgement):
-        yield "waits for", safe(waits)
+    if wanted := waits(feature, judgement):
+        yield "waits for", safe(wanted)
     if feature.get("pending_calls"):
         yield "pending", safe(f"{amount(feature['pending_calls'])} calls, not evidence yet", "dim")
-
-
-def _waits(feature: Record, judgement: Record) -> str:
-    """Return the condition waited for, and about how many calls it still needs if not named yet."""
-    waits, needs = feature.get("waits_for"), judgement.get("needs")
-    sentences = f"{judgement.get('reason')} {waits}"
-    parts = [str(waits)] if waits else []
-    if needs is not None and not any(
-        f"about {n} more" in sentences for n in (needs, amount(needs))
-    ):
-        parts.append(f"about {amount(needs)} more canary calls to a verdict")
-    return "; ".join(parts)
-
-
-def _share(feature: Record) -> str:
-    if not _is_in_force(feature):
-        return f"no calls ({percent(_meant(feature))} when on)"
-    return _some(feature.get("share"))
-
-
-def _is_in_force(feature: Record) -> bool:
-    """Return whether the feature has the share of its stage; not while canaries are off."""
-    return bool(feature.get("share")) or not _meant(feature)
-
-
-def _meant(feature: Record) -> object:
-    """Return the share of the feature's stage."""
-    stage, share = feature.get("stage"), feature.get("share")
-    if share or stage == "rolled_back":
-        return share
-    if stage == "steady":
-        return feature.get("percentage")
-    if stage == "promoted":
-        return 1
-    steps, step = feature.get("steps"), feature.get("step")
-    if isinstance(steps, list) and isinstance(step, int) and 0 <= step < len(steps):
-        return steps[step]
-    return share
-
-
-def _of_calls(share: object) -> str:
-    return f"{_some(share)} go to the canary"
-
-
-def _some(share: object) -> str:
-    """Return a share of calls in words."""
-    if share in (0, 1):
-        return "all calls" if share else "no calls"
-    return f"{percent(share)} of calls"
-
-
-def _stage(feature: Record) -> str:
-    """Return the stage in words, with the step of a ramp, counted from 1."""
-    words = str(feature.get("stage") or "unknown").replace("_", " ")
-    steps, step = feature.get("steps"), feature.get("step")
-    if isinstance(step, int) and isinstance(steps, list):
-        return f"{words}, step {step + 1} of {len(steps)}"
-    return words
-
-
-def _steps(feature: Record) -> str:
-    """Return the shares of the ramp, the current one in brackets."""
-    steps, step = feature.get("steps"), feature.get("step")
-    shares = [percent(each) for each in steps] if isinstance(steps, list) else []
-    return "  ".join(f"[{each}]" if n == step else each for n, each in enumerate(shares))

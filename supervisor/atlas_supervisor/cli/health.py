@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from atlas_supervisor.cli.answer_words import applicable, value_in_words
 from atlas_supervisor.cli.client import ApiResponse
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.session import Session, verb
@@ -22,8 +23,6 @@ _STATUS_STYLES = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
 
 _BEST = 100
 
-_REPORTED = ("llm_latency", "scheduler", "memory", "db_integrity")
-"""Checks that a worker reports about itself, as the bundled one does."""
 
 # A seven-segment display, as three lines of plain ASCII per digit.
 _DIGITS = {
@@ -92,31 +91,14 @@ def _checks(screen: Screen, data: Record) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     for number in range(4):
         table.add_column(no_wrap=number < 3, overflow="fold")
-    for name, found in _applicable(mapping(data.get("checks"))).items():
+    for name, found in applicable(mapping(data.get("checks"))).items():
         word = str(found.get("status"))
         style = _STYLES.get(word, "")
         trouble = style if word in {"warn", "fail"} else "dim" if word == "skipped" else ""
         table.add_row(
             Text.assemble(screen.sign(_SIGNS.get(word, EVENT)), " ", safe(name, trouble)),
             safe(word, style),
-            safe(_value(found)),
+            safe(value_in_words(found)),
             safe(found.get("message") or "", trouble),
         )
     return table
-
-
-def _applicable(checks: Record) -> Record:
-    """Return the checks without those of the worker if it reports none of them.
-
-    A foreign application has none; of any worker, `port_active` says why there are none now.
-    """
-    found = {name: mapping(check) for name, check in checks.items()}
-    reported = [n for n in _REPORTED if n in found and found[n].get("status") != "skipped"]
-    return {name: each for name, each in found.items() if reported or name not in _REPORTED}
-
-
-def _value(check: Record) -> str:
-    value = check.get("value")
-    if not isinstance(value, int | float):
-        return MISSING
-    return f"{value:,.1f}".removesuffix(".0").replace(",", " ") + f" {check.get('unit') or ''}"

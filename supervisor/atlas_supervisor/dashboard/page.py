@@ -14,7 +14,19 @@ from markupsafe import Markup, escape
 from atlas_supervisor.cli import units
 from atlas_supervisor.dashboard.actions import ACTIONS
 from atlas_supervisor.dashboard.answers import Answers
-from atlas_supervisor.dashboard.sections import actions, change, deploy, headline, slots
+from atlas_supervisor.dashboard.sections import (
+    actions,
+    audit,
+    canary,
+    change,
+    checks,
+    deploy,
+    headline,
+    history,
+    logs,
+    slots,
+    traffic,
+)
 
 FORM_TOKEN = "@form-token@"  # noqa: S105 # a place for one
 """Stands in forms for the token of the session, which sections do not know: they are shared."""
@@ -37,6 +49,12 @@ SECTIONS: dict[str, Section] = {
     "change": change,
     "deploy": deploy,
     "slots": slots,
+    "traffic": traffic,
+    "history": history,
+    "canary": canary,
+    "checks": checks,
+    "logs": logs,
+    "audit": audit,
 }
 """In the order of the page; a section's template is `NAME.html`."""
 
@@ -134,6 +152,11 @@ def _clock(timestamp: object) -> str:
 def _at(timestamp: str | None) -> str:
     """Return the moment in the daemon's time zone; the script shows it in the reader's."""
     return _time(timestamp, "at", units.local_time(timestamp))
+
+
+def _clock(moment: datetime) -> str:
+    """Return a moment's time of day in the daemon's time zone; the script changes the zone."""
+    return f"{moment.astimezone():{'%H:%M:%S' if moment.second else '%H:%M'}}"
 
 
 def _time(timestamp: str | None, kind: str, text: str) -> str:

@@ -145,7 +145,12 @@ class Recorder:
             self._events.publish(PublishedEvent(event, rollback=plan.rollback), journal_id)
             is_written = True
             await self._database.audit.write(
-                actor, _action(plan), "begun", subject=record.deploy_id, release=record.release, **more
+                actor,
+                _action(plan),
+                "begun",
+                subject=record.deploy_id,
+                release=record.release,
+                **more,
             )
             await self._state.change(last_deploy_ts=record.started_ts, staging_weight=0.0)
         except (StoreError, OSError) as error:

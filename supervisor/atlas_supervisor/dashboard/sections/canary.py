@@ -1,0 +1,186 @@
+"""Feature canaries: both arms, the evidence with its bounds over time, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from atlas_supervisor.cli.canary_words import (
+    ARMS,
+    NO_FEATURES,
+    OFF,
+    ON_A_STEP,
+    WAY_OUT,
+    difference_in_words,
+    own_words,
+    share_in_words,
+    stage_in_words,
+    steps_in_words,
+    unreported,
+    waits,
+)
+from atlas_supervisor.cli.units import amount, latency, moment, percent
+from atlas_supervisor.cli.words import Record, mapping, objects
+from atlas_supervisor.dashboard.answers import Answers
+from atlas_supervisor.dashboard.chart import (
+    Cell,
+    Chart,
+    Moment,
+    Scale,
+    Series,
+    Tick,
+    Window,
+    polyline,
+)
+
+CANARY = "/deploy/canary"
+REPORT = "/deploy/canary/report?hours=24"
+NEEDS: Mapping[str, float] = {CANARY: 2, REPORT: 15}
+
+_QUANTILES = ("p50", "p95", "p99")
+_VERDICTS = {"pass": "promote", "fail": "roll back", "inconclusive": "hold"}
+_TONES = {"pass": "good", "fail": "bad", "inconclusive": "muted"}
+_LEAST_ODDS = 0.1
+
+
+def view(answers: Answers) -> Mapping[str, Any]:
+    """Return each feature with its arms, its evidence and what it waits for."""
+    now, report = answers[CANARY], answers[REPORT]
+    reports = {each["feature"]: each for each in objects(report.get("features"))}
+    fallback = mapping(now.get("fallback"))
+    return {
+        "error": answers.error(CANARY) or answers.error(REPORT),
+        "off": None if now.get("enabled") or fallback else OFF,
+        "fallback": fallback,
+        "way_out": WAY_OUT,
+        "none": NO_FEATURES,
+        "features": [
+            _feature(each, reports.get(each["feature"], {}), report)
+            for each in objects(now.get("features"))
+        ],
+    }
+
+
+def _feature(feature: Record, report: Record, whole: Record) -> Record:
+    name, judgement = feature["feature"], mapping(feature.get("judgement"))
+    reason = judgement.get("reason")
+    has_calls = any(mapping(report.get(arm)).get("calls") for arm in ARMS)
+    why = feature.get("reason")
+    return {
+        "name": name,
+        "share": share_in_words(feature),
+        "stage": stage_in_words(feature),
+        "since_ts": feature["since_ts"],
+        "why": own_words(name, why) if why and why != reason else "",
+        "ramp": steps_in_words(feature) if feature.get("stage") in ON_A_STEP else "",
+        "verdict": _VERDICTS.get(str(judgement.get("verdict")), ""),
+        "tone": _TONES.get(str(judgement.get("verdict")), ""),
+        "evidence": own_words(name, reason or ""),
+        "next": waits(feature, judgement),
+        "pending": feature.get("pending_calls"),
+        "warnings": [each for each in feature.get("warnings", []) if each not in str(reason)],
+        "unreported": ", ".join(unreported(report)),
+        "difference": difference_in_words(mapping(report.get("difference"))) if has_calls else "",
+        "arms": _arms(report) if has_calls else [],
+        "chart": _chart(name, report, whole) if has_calls else None,
+    }
+
+
+def _arms(report: Record) -> list[Record]:
+    """Return both arms: each number in words, and its interval on a scale that both share."""
+    arms = {name: mapping(report.get(name)) for name in ARMS}
+    rates = {name: mapping(arm.get("error_rate_interval")) for name, arm in arms.items()}
+    columns = {"errors": rates}
+    for quantile in _QUANTILES:
+        columns[quantile] = {name: _quantile(arm, quantile) for name, arm in arms.items()}
+    scales = {
+        column: max((each.get("high") or 0.0 for each in found.values()), default=0.0)
+        for column, found in columns.items()
+    }
+    return [
+        {
+            "name": name,
+            "calls": arm.get("calls"),
+            "cells": [
+                _cell(
+                    column, found[name], scales[column], percent if column == "errors" else latency
+                )
+                for column, found in columns.items()
+            ],
+        }
+        for name, arm in arms.items()
+    ]
+
+
+def _quantile(arm: Record, quantile: str) -> Record:
+    """Return a quantile with its interval; without one if there are too few calls."""
+    found = mapping(mapping(arm.get("latency_intervals")).get(quantile))
+    estimate = mapping(arm.get("latency_ms")).get(quantile)
+    return found or ({"estimate": estimate, "high": estimate} if estimate is not None else {})
+
+
+def _cell(column: str, interval: Record, scale: float, text: Any) -> Record:
+    low, high = interval.get("low"), interval.get("high")
+    span = "" if low is None else f"{text(low)} to {text(high)}"
+    places = [
+        None if value is None or not scale else round(2 + 96 * value / scale, 1)
+        for value in (low, interval.get("estimate"), high if low is not None else None)
+    ]
+    return {
+        "name": column,
+        "text": text(interval.get("estimate")),
+        "span": span,
+        "places": places,
+    }
+
+
+def _chart(name: str, report: Record, whole: Record) -> Chart | None:
+    """Return the evidence over time; None as long as there is none."""
+    until, since = moment(whole.get("until_ts")), moment(whole.get("since_ts"))
+    points = [(moment(each["ts"]), each) for each in objects(report.get("evidence"))]
+    known = [(at, each) for at, each in points if at is not None and since and at >= since]
+    if until is None or not known:
+        return None
+    window = Window(min(known[0][0], until - timedelta(minutes=1)), until)
+    numbers = mapping(mapping(mapping(report.get("judgement")).get("numbers")).get("evidence"))
+    needed = {each: mapping(numbers.get(each)).get("needed") for each in ("rollback", "promotion")}
+    most = max([10.0, *(each for each in needed.values() if each)])
+    high = 10.0 ** math.ceil(math.log10(most * 1.5))
+    scale = Scale(high, _LEAST_ODDS, height=110, text=_odds)
+    ends = [at for at, _ in known[1:]] + [until]
+    paths = []
+    for kind, style in (("promotion", "promotion"), ("rollback", "rollback")):
+        cells = [Cell(at, end, each[kind]) for (at, each), end in zip(known, ends, strict=True)]
+        cells.append(Cell(until, until, cells[-1].value))
+        paths.append(polyline(Series(kind, style, cells), window, scale))
+    words = {"rollback": "roll back", "promotion": "promote"}
+    levels = [
+        Tick(scale.place(value), f"{words[kind]} at {_odds(value)}")
+        for kind, value in needed.items()
+        if value
+    ]
+    last = known[-1][1]
+    return Chart(
+        name=f"evidence-{name}",
+        title=f"Evidence about {name}",
+        description=f"Odds for a rollback {_odds(last['rollback'])}, for a promotion "
+        f"{_odds(last['promotion'])}; " + ", ".join(each.label for each in levels) + ".",
+        height=scale.height,
+        ticks=scale.ticks(),
+        times=window.ticks(),
+        paths=paths,
+        lines=window.lines(_shares(report)),
+        levels=levels,
+    )
+
+
+def _shares(report: Record) -> list[Moment]:
+    """Return when the share changed."""
+    strata = [(moment(each.get("since_ts")), each) for each in objects(report.get("strata"))]
+    return [Moment(at, percent(each.get("share"))) for at, each in strata if at is not None]
+
+
+def _odds(value: float) -> str:
+    return f"{amount(value)} to 1" if value >= 1 else f"1 to {amount(1 / max(value, 1e-9))}"
