@@ -103,7 +103,7 @@ class Window:
     def ticks(self) -> list[TimeTick]:
         """Return some four to seven round times, none too near to an edge for its label."""
         span = (self.until - self.since).total_seconds()
-        steps = (10, 60, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 86400)
+        steps = (10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800, 21600)
         step = next((each for each in steps if span / each <= 7), steps[-1])
         first = math.ceil(self.since.timestamp() / step) * step
         count = max(int((self.until.timestamp() - first) // step) + 1, 0)

@@ -12,6 +12,7 @@ from atlas_supervisor.cli.canary_words import (
     NO_FEATURES,
     OFF,
     ON_A_STEP,
+    VERDICTS,
     WAY_OUT,
     difference_in_words,
     own_words,
@@ -40,8 +41,14 @@ REPORT = "/deploy/canary/report?hours=24"
 NEEDS: Mapping[str, float] = {CANARY: 2, REPORT: 15}
 
 _QUANTILES = ("p50", "p95", "p99")
-_VERDICTS = {"pass": "promote", "fail": "roll back", "inconclusive": "hold"}
-_TONES = {"pass": "good", "fail": "bad", "inconclusive": "muted"}
+_TONES = {"green": "good", "red": "bad", "yellow": "muted"}
+ENDS = ("low", "estimate", "high")
+_BY_ITSELF = {
+    "steady": "it stays at this share until an operator changes it, or the evidence rolls it back",
+    "promoted": "all calls stay with the canary",
+    "rolled_back": "no calls, until an operator starts a ramp or resets it",
+}
+"""What the daemon does with a feature that waits for nothing, by stage."""
 _LEAST_ODDS = 0.1
 
 
@@ -68,6 +75,7 @@ def _feature(feature: Record, report: Record, whole: Record) -> Record:
     reason = judgement.get("reason")
     has_calls = any(mapping(report.get(arm)).get("calls") for arm in ARMS)
     why = feature.get("reason")
+    verdict, colour = VERDICTS.get(str(judgement.get("verdict")), ("", ""))
     return {
         "name": name,
         "share": share_in_words(feature),
@@ -75,65 +83,57 @@ def _feature(feature: Record, report: Record, whole: Record) -> Record:
         "since_ts": feature["since_ts"],
         "why": own_words(name, why) if why and why != reason else "",
         "ramp": steps_in_words(feature) if feature.get("stage") in ON_A_STEP else "",
-        "verdict": _VERDICTS.get(str(judgement.get("verdict")), ""),
-        "tone": _TONES.get(str(judgement.get("verdict")), ""),
+        "verdict": verdict,
+        "tone": _TONES.get(colour, ""),
         "evidence": own_words(name, reason or ""),
-        "next": waits(feature, judgement),
+        "next": waits(feature, judgement) or _BY_ITSELF.get(str(feature.get("stage")), ""),
         "pending": feature.get("pending_calls"),
         "warnings": [each for each in feature.get("warnings", []) if each not in str(reason)],
         "unreported": ", ".join(unreported(report)),
         "difference": difference_in_words(mapping(report.get("difference"))) if has_calls else "",
-        "arms": _arms(report) if has_calls else [],
+        "calls": [mapping(report.get(arm)).get("calls") for arm in ARMS],
+        "rows": _rows({arm: mapping(report.get(arm)) for arm in ARMS}) if has_calls else [],
         "chart": _chart(name, report, whole) if has_calls else None,
     }
 
 
-def _arms(report: Record) -> list[Record]:
-    """Return both arms: each number in words, and its interval on a scale that both share."""
-    arms = {name: mapping(report.get(name)) for name in ARMS}
+def _rows(arms: Mapping[str, Record]) -> list[Record]:
+    """Return errors and quantiles of both arms, in words and on a scale that both share."""
     rates = {name: mapping(arm.get("error_rate_interval")) for name, arm in arms.items()}
-    columns = {"errors": rates}
+    rows = [_row("errors", rates, percent)]
     for quantile in _QUANTILES:
-        columns[quantile] = {name: _quantile(arm, quantile) for name, arm in arms.items()}
-    scales = {
-        column: max((each.get("high") or 0.0 for each in found.values()), default=0.0)
-        for column, found in columns.items()
+        found = {name: _quantile(arm, quantile) for name, arm in arms.items()}
+        rows.append(_row(quantile, found, latency))
+    return rows
+
+
+def _row(name: str, intervals: Mapping[str, Record], text: Any) -> Record:
+    scale = max((max(each.values()) for each in intervals.values() if each), default=0.0)
+    return {
+        "name": name,
+        "cells": [
+            {
+                "text": text(each.get("estimate")),
+                "span": f"{text(each['low'])} to {text(each['high'])}" if "low" in each else "",
+            }
+            for each in intervals.values()
+        ],
+        "whiskers": [
+            {
+                "arm": arm,
+                **{end: round(2 + 96 * each[end] / scale, 1) for end in ENDS if end in each},
+            }
+            for arm, each in intervals.items()
+            if scale
+        ],
     }
-    return [
-        {
-            "name": name,
-            "calls": arm.get("calls"),
-            "cells": [
-                _cell(
-                    column, found[name], scales[column], percent if column == "errors" else latency
-                )
-                for column, found in columns.items()
-            ],
-        }
-        for name, arm in arms.items()
-    ]
 
 
 def _quantile(arm: Record, quantile: str) -> Record:
     """Return a quantile with its interval; without one if there are too few calls."""
     found = mapping(mapping(arm.get("latency_intervals")).get(quantile))
     estimate = mapping(arm.get("latency_ms")).get(quantile)
-    return found or ({"estimate": estimate, "high": estimate} if estimate is not None else {})
-
-
-def _cell(column: str, interval: Record, scale: float, text: Any) -> Record:
-    low, high = interval.get("low"), interval.get("high")
-    span = "" if low is None else f"{text(low)} to {text(high)}"
-    places = [
-        None if value is None or not scale else round(2 + 96 * value / scale, 1)
-        for value in (low, interval.get("estimate"), high if low is not None else None)
-    ]
-    return {
-        "name": column,
-        "text": text(interval.get("estimate")),
-        "span": span,
-        "places": places,
-    }
+    return found or ({"estimate": estimate} if estimate is not None else {})
 
 
 def _chart(name: str, report: Record, whole: Record) -> Chart | None:

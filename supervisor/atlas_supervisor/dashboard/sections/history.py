@@ -29,6 +29,8 @@ NEEDS: Mapping[str, float] = {HISTORY: 3}
 _MOST = 12
 
 _MOST_LINES = 12
+_LEAST_WIDTH = 1.5
+"""Of a failed step in its bar, in percent."""
 
 
 def view(answers: Answers) -> Mapping[str, Any]:
@@ -90,7 +92,9 @@ def _bar(record: Record, longest: float) -> list[tuple[str, float, float]]:
     found, place = [], 0.0
     for number, step in enumerate(_timed(record)):
         width = 100 * step["duration_ms"] / longest if longest else 0.0
-        style = ("even", "odd")[number % 2] if step["ok"] else "failed"
+        style = ("even", "odd")[number % 2]
+        if not step["ok"]:  # however short
+            style, width = "failed", max(width, _LEAST_WIDTH)
         found.append((style, round(place, 2), round(width, 2)))
         place += width
     return found

@@ -30,6 +30,8 @@ STYLES = 6
 """Colours of versions in the style sheet: `v0` to `v5`."""
 _GLARING = 0.1
 """From this share of failures on a mark is as high as it gets."""
+_BAD = 0.01
+"""From this share of failures on a number is red."""
 _EVERY = timedelta(minutes=10)
 """What a row of the table sums up."""
 
@@ -178,6 +180,7 @@ def _of_version(version: str, style: str, minutes: Sequence[Record]) -> Record:
         "requests": requests,
         "failed": failed,
         "error_share": failed / requests if requests else None,
+        "is_bad": failed >= _BAD * requests > 0,
         "fastest_p95_ms": min(slow, default=None),
         "slowest_p95_ms": max(slow, default=None),
         "since": mine[0]["ts"],

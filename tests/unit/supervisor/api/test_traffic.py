@@ -73,3 +73,12 @@ async def test_a_hold_too_short_too_long_or_no_number_is_refused(
     assert answer.status == 400
     assert answer.json["error"]["field"] == "max_seconds"
     assert not server.control.asked
+
+
+async def test_requests_by_version_are_open_to_read(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        answer = await server.tcp("GET", "/deploy/requests")
+        unknown = await server.tcp("GET", "/deploy/requests?minutes=5")
+
+    assert (answer.status, unknown.status) == (200, 400)
+    assert answer.json == examples.REQUEST_HOUR.model_dump(mode="json")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,8 +11,12 @@ from pydantic import BaseModel
 from atlas_supervisor.api import examples
 from atlas_supervisor.dashboard import page
 from atlas_supervisor.dashboard.answers import Answers, Audience
+from atlas_supervisor.model.requests import RequestHour, TrafficSwitch, VersionMinute
 
 AT = datetime(2026, 1, 5, 9, 31, tzinfo=UTC)
+NOW = datetime(2026, 1, 5, 11, 59, 48, tzinfo=UTC)
+"""The end of the hour that `hour` is of."""
+_HOUR_BEGAN = datetime(2026, 1, 5, 11, 0, tzinfo=UTC)
 STATUS, EARLIER = "/deploy/status", "/deploy/rollback"
 
 
@@ -38,3 +43,47 @@ def answers(
 
 def html(name: str, given: Answers) -> str:
     return page.render_section(name, page.SECTIONS[name].view(given), given)
+
+
+def minute(
+    number: int, version: str, requests: int, *, failed: int = 0, seconds: float = 60
+) -> VersionMinute:
+    """Return a minute of the hour, by its number."""
+    return VersionMinute(
+        ts=_HOUR_BEGAN + timedelta(minutes=number),
+        seconds=seconds,
+        version=version,
+        requests=requests,
+        failed=failed,
+        error_share=failed / requests if requests else None,
+        p50_ms=8.0 if requests else None,
+        p95_ms=20.0 if requests else None,
+        p99_ms=30.0 if requests else None,
+    )
+
+
+def hour(
+    minutes: Iterable[VersionMinute] = (),
+    *,
+    switches: Iterable[tuple[float, str]] = (),
+    taken_back: Iterable[tuple[float, str]] = (),
+    uncounted: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Return the answer of `GET /deploy/requests`; switches are minutes with versions."""
+    moments = [(*each, False) for each in switches] + [(*each, True) for each in taken_back]
+    return RequestHour(
+        since_ts=_HOUR_BEGAN,
+        until_ts=NOW,
+        minutes=list(minutes),
+        switches=[
+            TrafficSwitch(
+                ts=_HOUR_BEGAN + timedelta(minutes=number),
+                deploy_id=f"d{number:g}",
+                version=version,
+                taken_back=back,
+                recycled=False,
+            )
+            for number, version, back in sorted(moments)
+        ],
+        uncounted=list(uncounted),
+    ).model_dump(mode="json")

@@ -9,9 +9,7 @@ from tests.unit.supervisor.store.support import a_deploy, a_step, moved
 
 async def a_story(database: Database, deploy_id: str = "d1") -> None:
     """Write a deploy that waits for its switch and is switched then."""
-    await database.deploys.begin(
-        a_deploy(deploy_id, requested="asked for"), auto_switch=True
-    )
+    await database.deploys.begin(a_deploy(deploy_id, requested="asked for"), auto_switch=True)
     step = a_step()
     waiting = a_deploy(
         deploy_id, phase="awaiting_switch", result=Result.AWAITING_SWITCH, steps=[step]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,9 +10,12 @@ from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.canary.stats.intervals import (
     Interval,
     difference,
+    quantile,
     stratified_difference,
     wilson,
 )
+from atlas_supervisor.model.histogram import Histogram
+from atlas_worker.contract import latency_bucket
 from tests.unit.supervisor.canary.stats.support import binomial, seeded
 
 
@@ -126,3 +131,27 @@ def test_the_stratified_interval_has_its_nominal_coverage(true: float) -> None:
 def test_an_invalid_confidence_is_refused(confidence: float) -> None:
     with pytest.raises(ValueError, match="confidence"):
         wilson(Arm(10, 1), confidence)
+
+
+def test_a_quantile_has_an_interval_unless_there_are_too_few_calls() -> None:
+    latency = Histogram((300 + each, 1) for each in range(100))
+
+    found = quantile(latency, 0.5)
+
+    assert found is not None
+    # Conover (1999), section 3.2: the ranks are 40 and 61 for n = 100 and 95 %.
+    assert (found.low, found.high) == tuple(latency.quantiles(0.4, 0.61))
+    assert found.low < found.estimate < found.high
+    assert quantile(latency, 0.99) is None
+    assert quantile(Histogram(), 0.5) is None
+
+
+def test_the_interval_of_a_quantile_covers_it() -> None:
+    rng = seeded(7)
+    covered = 0
+    for _ in range(300):
+        latency = Histogram((latency_bucket(rng.expovariate(1 / 50)), 1) for _ in range(200))
+        found = quantile(latency, 0.95)
+        assert found is not None
+        covered += found.low * 0.99 <= 50 * math.log(20) <= found.high * 1.01
+    assert covered >= 0.92 * 300

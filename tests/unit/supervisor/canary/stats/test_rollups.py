@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import itertools
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.canary.stats.outcomes import Tally
-from atlas_supervisor.canary.stats.rollups import HOUR, MINUTE, Rollups, tally_of
+from atlas_supervisor.canary.stats.rollups import (
+    HOUR,
+    MINUTE,
+    Course,
+    EvidencePoint,
+    Rollups,
+    tally_of,
+)
 from atlas_supervisor.model.histogram import Histogram
 
 NOON = 1_800_000_000 // HOUR * HOUR
@@ -104,3 +114,32 @@ def test_minutes_and_hours_hold_the_same_calls(story: list[tuple[int, bool, int]
         rows = [row for row in spans.unwritten() if row.span == span]
         assert sum(row.calls for row in rows) == sum(calls for _, _, calls in story)
         assert sum(tally_of(row).latency.count for row in rows) == sum(row.calls for row in rows)
+
+
+def test_the_course_of_evidence_is_bounded_and_coarser_the_older_it_is() -> None:
+    course = Course()
+    for each in range(HOUR // 2):
+        moment = NOON + 2.0 * each
+        assert course.is_due(moment)
+        course.add(EvidencePoint(moment, each, -each))
+        assert not course.is_due(moment + 1)
+
+    moments = [point.unix for point in course.points]
+    gaps = [late - early for early, late in itertools.pairwise(moments)]
+    assert len(moments) == Course.MOST
+    assert (moments[0], moments[-1]) == (NOON, NOON + 2.0 * (HOUR // 2 - 1))
+    assert gaps[-1] == 2.0
+    assert max(gaps[len(gaps) // 2 :]) < gaps[0] < HOUR / 2
+
+
+def test_the_course_comes_back_as_it_was_saved_also_by_a_clock_that_was_ahead() -> None:
+    course = Course()
+    course.add(EvidencePoint(NOON, 1.0, 0.5))
+    course.add(EvidencePoint(NOON + HOUR, 2.0, 0.5))
+
+    again = Course(json.loads(json.dumps(course.points)))
+
+    assert again.points == course.points
+    assert again.is_due(NOON + 60)
+    again.add(EvidencePoint(NOON + 60, 3.0, 0.5))
+    assert [point.rollback for point in again.points] == [1.0, 3.0]
