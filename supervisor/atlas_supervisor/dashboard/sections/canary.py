@@ -50,6 +50,8 @@ _BY_ITSELF = {
 }
 """What the daemon does with a feature that waits for nothing, by stage."""
 _LEAST_ODDS = 0.1
+_EDGE = 3.0
+"""The share that evidence began with needs no line, in percent of the width."""
 
 
 def view(answers: Answers) -> Mapping[str, Any]:
@@ -171,7 +173,7 @@ def _chart(name: str, report: Record, whole: Record) -> Chart | None:
         ticks=scale.ticks(),
         times=window.ticks(),
         paths=paths,
-        lines=window.lines(_shares(report)),
+        lines=window.lines(each for each in _shares(report) if window.place(each.at) > _EDGE),
         levels=levels,
     )
 
