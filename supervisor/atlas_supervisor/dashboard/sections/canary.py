@@ -42,7 +42,9 @@ NEEDS: Mapping[str, float] = {CANARY: 2, REPORT: 15}
 
 _QUANTILES = ("p50", "p95", "p99")
 _TONES = {"green": "good", "red": "bad", "yellow": "muted"}
-ENDS = ("low", "estimate", "high")
+_ENDS = ("low", "estimate", "high")
+_LEAST_SPAN = 0.3
+"""Of the highest value: a picture of intervals spans so much, so small differences look small."""
 _BY_ITSELF = {
     "steady": "it stays at this share until an operator changes it, or the evidence rolls it back",
     "promoted": "all calls stay with the canary",
@@ -110,7 +112,9 @@ def _rows(arms: Mapping[str, Record]) -> list[Record]:
 
 
 def _row(name: str, intervals: Mapping[str, Record], text: Any) -> Record:
-    scale = max((max(each.values()) for each in intervals.values() if each), default=0.0)
+    values = [value for each in intervals.values() for value in each.values()]
+    high = max(values, default=0.0)
+    low = min([*values, high * (1 - _LEAST_SPAN)])
     return {
         "name": name,
         "cells": [
@@ -123,10 +127,14 @@ def _row(name: str, intervals: Mapping[str, Record], text: Any) -> Record:
         "whiskers": [
             {
                 "arm": arm,
-                **{end: round(2 + 96 * each[end] / scale, 1) for end in ENDS if end in each},
+                **{
+                    end: round(2 + 96 * (each[end] - low) / (high - low), 1)
+                    for end in _ENDS
+                    if end in each
+                },
             }
             for arm, each in intervals.items()
-            if scale
+            if high
         ],
     }
 

@@ -24,6 +24,7 @@
       return;
     }
     if (now.matches("[popover]") && now.matches(":popover-open")) return; // asked is what was read
+    if (now.dataset.held !== undefined) return; // a log that is followed
     for (const { name } of [...now.attributes]) {
       if (!next.hasAttribute(name) && !KEPT.has(name)) now.removeAttribute(name);
     }
@@ -191,8 +192,65 @@
     if (from) navigator.clipboard.writeText(document.getElementById(from).innerText.trim()).then(() => put(event.target, "Copied"));
   });
 
+  // Logs: the API's own stream, with a filter. Its lines take the place of the last ones.
+  let log;
+
+  function followLog(form, source) {
+    const again = log?.source === source && log.filter === form.contains.value;
+    log?.stream.close();
+    if (log) delete document.getElementById(`log-${log.source}`)?.dataset.held;
+    log = undefined;
+    if (!again) {
+      const query = new URLSearchParams({ follow: true, events: true, lines: 200 });
+      if (form.contains.value) query.set("contains", form.contains.value);
+      const box = document.getElementById(`log-${source}`);
+      box.dataset.held = "";
+      const lines = box.firstElementChild;
+      lines.replaceChildren();
+      const stream = new EventSource(`deploy/logs/${source}?${query}`);
+      const add = (event) => {
+        lines.append(logLine(event.data));
+        if (lines.childElementCount > 500) lines.firstElementChild.remove();
+      };
+      stream.addEventListener("message", add);
+      stream.addEventListener("gap", add);
+      log = { source, filter: form.contains.value, stream };
+    }
+    for (const each of form.querySelectorAll("[data-source]")) each.setAttribute("aria-pressed", each.dataset.source === log?.source);
+  }
+
+  function logLine(text) {
+    const line = document.createElement("p");
+    try {
+      const { ts, level, event, ...rest } = JSON.parse(text);
+      if (!event) throw new Error("no line of ours");
+      line.className = level;
+      const time = Object.assign(document.createElement("time"), { dateTime: ts, textContent: clock(ts, true) });
+      const fields = Object.entries(rest).map(([name, value]) => ` ${name}=${typeof value === "object" ? JSON.stringify(value) : value}`);
+      line.append(time, ` ${event}${fields.join("")}`);
+    } catch {
+      line.textContent = text;
+    }
+    return line;
+  }
+
+  document.addEventListener("submit", (event) => {
+    if (event.target.dataset.follow === undefined) return;
+    event.preventDefault();
+    followLog(event.target, event.submitter?.dataset.source ?? "supervisor");
+  });
+
+  // A time of day in the reader's zone; the axes of charts have whole minutes where they can.
+  function clock(timestamp, seconds) {
+    const then = new Date(timestamp);
+    const fine = seconds || then.getSeconds() ? { second: "2-digit" } : {};
+    return then.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", hour12: false, ...fine });
+  }
+
   function enhance(root) {
     localTimes(root);
+    for (const each of root.querySelectorAll("[data-clock]")) put(each, clock(each.dataset.clock, each.nodeName === "TIME"));
+    for (const each of root.querySelectorAll("[data-follow]")) each.noValidate = true;
     for (const each of root.querySelectorAll("[data-copy]")) each.hidden = !navigator.clipboard;
   }
 
