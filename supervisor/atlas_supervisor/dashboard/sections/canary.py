@@ -38,7 +38,7 @@ from atlas_supervisor.dashboard.chart import (
 
 CANARY = "/deploy/canary"
 REPORT = "/deploy/canary/report?hours=24"
-NEEDS: Mapping[str, float] = {CANARY: 2, REPORT: 15}
+NEEDS: Mapping[str, float] = {CANARY: 5, REPORT: 15}
 
 _QUANTILES = ("p50", "p95", "p99")
 _TONES = {"green": "good", "red": "bad", "yellow": "muted"}

@@ -181,11 +181,21 @@ def _of_version(version: str, style: str, minutes: Sequence[Record]) -> Record:
         "failed": failed,
         "error_share": failed / requests if requests else None,
         "is_bad": failed >= _BAD * requests > 0,
-        "fastest_p95_ms": min(slow, default=None),
+        "p95": _range(slow),
         "slowest_p95_ms": max(slow, default=None),
         "since": mine[0]["ts"],
         "until": mine[-1]["ts"],
     }
+
+
+def _range(latencies: Sequence[float]) -> str:
+    """Return the lowest and the highest of the minutes' latencies in words."""
+    if not latencies:
+        return "none ended"
+    low, high = latency(min(latencies)), latency(max(latencies))
+    if low.split()[-1] == high.split()[-1]:
+        low = low.split()[0]
+    return high if min(latencies) == max(latencies) else f"{low} to {high}"
 
 
 def _rows(minutes: Sequence[Record], window: Window) -> list[Record]:
