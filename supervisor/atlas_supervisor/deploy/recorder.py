@@ -89,7 +89,7 @@ def new_record(
 
 
 def _action(plan: Plan) -> str:
-    """Return what is audited when a deploy begins."""
+    """Return the audited action of a deploy's start."""
     if plan.recycle:
         return "recycle"
     return "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"

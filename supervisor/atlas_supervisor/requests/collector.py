@@ -39,9 +39,8 @@ from atlas_supervisor.model.requests import (
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.requests.addresses import AddressCounts
 from atlas_supervisor.requests.count_file import CountFile, Reading, TrackedFile, packed, unpacked
-from atlas_supervisor.requests.figures import KEPT_SECONDS, InstanceCounts
+from atlas_supervisor.requests.figures import KEPT_SECONDS, InstanceCounts, RequestHistory
 from atlas_supervisor.requests.firsts import FirstRequestCounts
-from atlas_supervisor.requests.history import RequestHistory
 from atlas_supervisor.requests.seconds import LATE_SECONDS, Cells, added, left_open, totals_of
 from atlas_supervisor.store.requests import InstanceRow, RequestCommit, RequestStore
 from atlas_supervisor.store.statements import StoreError

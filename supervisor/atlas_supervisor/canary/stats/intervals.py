@@ -41,8 +41,8 @@ def wilson(arm: Arm, confidence: float = 0.95) -> Interval | None:
 def quantile(latency: Histogram, q: float, confidence: float = 0.95) -> Interval | None:
     """Return a quantile in milliseconds with its interval; None if there are too few calls for it.
 
-    By order statistics, so whatever the distribution is (Conover 1999, section 3.2): how many calls
-    are below the true quantile is binomial, here by its normal approximation and rounded outwards.
+    By order statistics, for every distribution (Conover 1999, section 3.2): the number of calls
+    below the true quantile is binomial, here by its normal approximation, rounded outwards.
     """
     n = latency.count
     half = _z(confidence) * math.sqrt(n * q * (1 - q))

@@ -68,7 +68,7 @@ def test_layers_stand_on_each_other() -> None:
     assert upper.data == "M0 74V14H16.7V74Z"
 
 
-def test_what_is_outside_of_the_window_is_cut_off() -> None:
+def test_cells_outside_of_the_window_are_cut_off() -> None:
     early = Cell(HOUR.since - timedelta(seconds=30), HOUR.since + timedelta(seconds=30), 10.0)
     before = Cell(HOUR.since - timedelta(minutes=9), HOUR.since - timedelta(minutes=8), 10.0)
 

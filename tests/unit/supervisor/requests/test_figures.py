@@ -9,8 +9,8 @@ import pytest
 
 from atlas_supervisor.model.histogram import Histogram
 from atlas_supervisor.model.requests import RequestCounts, RequestTotals
-from atlas_supervisor.requests import history as module
-from atlas_supervisor.requests.history import RequestHistory
+from atlas_supervisor.requests import figures as module
+from atlas_supervisor.requests.figures import RequestHistory
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.requests import RequestCommit
 from atlas_worker.contract import latency_bucket
@@ -99,7 +99,7 @@ async def test_the_next_daemon_goes_on_with_the_hour(tmp_path: Path, clock: Cloc
         assert known.minutes[-1] in again.minutes
 
 
-async def test_what_could_not_be_written_is_not_lost(tmp_path: Path, clock: Clock) -> None:
+async def test_counts_that_could_not_be_written_are_not_lost(tmp_path: Path, clock: Clock) -> None:
     async with open_database(tmp_path / "atlas.db") as (database, _):
         history = RequestHistory(database.requests)
         history.note("blue", "1.0", served(5))

@@ -232,7 +232,7 @@ def test_logs_show_their_last_lines_as_text() -> None:
     assert "nothing was written yet" in html_of("logs", logs, answers({each: {} for each in found}))
 
 
-def test_whoever_may_not_read_logs_and_audit_is_told_how() -> None:
+def test_readers_without_a_token_learn_how_to_see_logs_and_audit() -> None:
     refused = dict.fromkeys((*logs.NEEDS, *audit.NEEDS), REFUSED)
     asked = answers(refused, Audience.READER)
 
