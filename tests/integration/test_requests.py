@@ -95,6 +95,12 @@ async def test_users_requests_are_counted_by_what_became_of_them(tmp_path: Path)
             assert asyncio.get_running_loop().time() < deadline
             await asyncio.sleep(0.05)
         assert (await active(daemon))["restarts"] == 1
+        # The hour by version and minute has them all, over both the restart and the kill.
+        hour = (await daemon.request("GET", "/deploy/requests")).json
+        assert {each["version"] for each in hour["minutes"]} == {"v1"}
+        assert sum(each["requests"] for each in hour["minutes"]) == 32
+        assert sum(each["failed"] for each in hour["minutes"]) == 1
+        assert (hour["switches"], hour["uncounted"]) == ([], [])
     assert request_files(daemon) == []
     assert (
         sum(
@@ -118,3 +124,6 @@ async def test_the_relay_counts_the_requests_of_workers_without_the_kit(tmp_path
         await ask(daemon, "/", 5)
         assert (await active(daemon))["requests"] is None
         assert await counted(daemon) == {}
+        hour = (await daemon.request("GET", "/deploy/requests")).json
+        assert hour["uncounted"] == ["v1"]
+        assert sum(each["requests"] for each in hour["minutes"]) == 7

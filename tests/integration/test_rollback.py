@@ -45,6 +45,14 @@ async def test_a_warm_version_takes_over_at_once_and_the_bad_one_is_drained(tmp_
         assert slot(status, "active")["pid"] == warm_pid
         assert slot(status, "staging")["state"] == "empty"
         assert status["mode"] == "bluegreen"
+        there, back = (await daemon.request("GET", "/deploy/requests")).json["switches"]
+        assert (there["deploy_id"], there["version"], there["taken_back"]) == (
+            deploy_id,
+            "v2",
+            False,
+        )
+        assert (back["deploy_id"], back["version"], back["taken_back"]) == (deploy_id, "v2", True)
+        assert there["ts"] < back["ts"]
         await everything_agrees(daemon)
 
 
