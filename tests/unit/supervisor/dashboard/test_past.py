@@ -11,16 +11,11 @@ from atlas_supervisor.api import audit as audit_route
 from atlas_supervisor.api import examples
 from atlas_supervisor.api.history import History
 from atlas_supervisor.dashboard.answers import Answers, Audience
-from atlas_supervisor.dashboard.page import render_section
 from atlas_supervisor.dashboard.sections import audit, canary, checks, history, logs, traffic
 from atlas_supervisor.model.canary import EvidenceView
-from tests.unit.supervisor.dashboard.support import NOW, answers, hour, minute
+from tests.unit.supervisor.dashboard.support import NOW, answers, hour, html, minute
 
 REFUSED = {"error": {"code": "token_required", "message": "this needs the token", "hint": ""}}
-
-
-def html_of(name: str, section: Any, asked: Answers) -> str:
-    return render_section(name, section.view(asked), asked)
 
 
 # Requests.
@@ -78,10 +73,10 @@ def test_the_table_has_the_same_numbers_in_parts_of_ten_minutes() -> None:
     ],
 )
 def test_no_requests_are_said_to_be_none(found: dict[str, Any], words: str) -> None:
-    html = html_of("traffic", traffic, answers({traffic.REQUESTS: found}))
+    text = html("traffic", answers({traffic.REQUESTS: found}))
 
-    assert words in html
-    assert "<svg" not in html
+    assert words in text
+    assert "<svg" not in text
 
 
 # Deploys.
@@ -99,12 +94,12 @@ def test_a_deploy_that_failed_says_why_with_what_was_expected() -> None:
     failed = examples.FAILED.model_copy(update={"steps": [*examples.FAILED.steps[:-1], step]})
 
     asked = shown(failed, examples.SWITCHED)
-    html = html_of("history", history, asked)
+    text = html("history", asked)
 
-    assert "deploy requested by token" in html
-    assert "no such program" in html
-    assert "&lt;b&gt;500" in html
-    assert 'href="deploy/20260105-093000-4f2a11"' in html
+    assert "deploy requested by token" in text
+    assert "no such program" in text
+    assert "&lt;b&gt;500" in text
+    assert 'href="deploy/20260105-093000-4f2a11"' in text
     first, second = history.view(asked)["deploys"]
     assert (first["tone"], second["tone"]) == ("bad", "good")
     assert sum(width for _, _, width in second["bar"]) == pytest.approx(100, abs=0.1)
@@ -133,7 +128,7 @@ def test_bars_have_one_scale_for_all_deploys() -> None:
 
 
 def test_without_deploys_the_command_for_one_is_shown() -> None:
-    assert "atlasctl deploy" in html_of("history", history, shown())
+    assert "atlasctl deploy" in html("history", shown())
 
 
 # Canaries.
@@ -176,14 +171,14 @@ def canaries(**changes: Any) -> Answers:
 def test_a_feature_shows_both_arms_with_intervals_and_what_follows() -> None:
     asked = canaries()
     (feature,) = canary.view(asked)["features"]
-    html = html_of("canary", canary, asked)
+    text = html("canary", asked)
 
     assert [row["name"] for row in feature["rows"]] == ["errors", "p50", "p95", "p99"]
     assert feature["rows"][0]["cells"][0] == {"text": "1.2 %", "span": "0.52 % to 2.8 %"}
     ends = feature["rows"][0]["whiskers"][0]
     assert ends["low"] < ends["estimate"] < ends["high"] == 98.0
     assert feature["next"].startswith("120 s more on this step")
-    assert "Inconclusive: hold." in html
+    assert "Inconclusive: hold." in text
 
 
 def test_the_evidence_has_its_bounds_and_gaps_at_neither_end() -> None:
@@ -202,9 +197,9 @@ def test_evidence_of_nothing_and_calls_of_nothing_are_not_drawn() -> None:
     (feature,) = canary.view(canaries(evidence=[]))["features"]
     assert feature["chart"] is None
     none = examples.REPORT.features[0].canary.model_copy(update={"calls": 0})
-    html = html_of("canary", canary, canaries(canary=none, stable=none))
-    assert "No calls in the last 24 hours." in html
-    assert "<svg" not in html
+    text = html("canary", canaries(canary=none, stable=none))
+    assert "No calls in the last 24 hours." in text
+    assert "<svg" not in text
 
 
 # Health, logs and audit.
@@ -216,7 +211,7 @@ def test_the_worst_check_comes_first() -> None:
     view = checks.view(asked)
 
     assert view["checks"][0]["name"] == "port active"
-    assert "its worker was ended by SIGKILL" in html_of("checks", checks, asked)
+    assert "its worker was ended by SIGKILL" in html("checks", asked)
     assert "llm latency" not in [each["name"] for each in view["checks"]]
 
 
@@ -224,28 +219,28 @@ def test_logs_show_their_last_lines_as_text() -> None:
     line = '{"ts": "2026-01-05T09:30:01.204116Z", "level": "error", "event": "a_b", "why": "<i>"}'
     found = {request: {"lines": [line, "<b>hi"]} for request in logs.NEEDS}
 
-    html = html_of("logs", logs, answers(found))
+    text = html("logs", answers(found))
 
-    assert '<p class="error"><time datetime="2026-01-05T09:30:01.204116Z"' in html
-    assert "a_b why=&lt;i&gt;" in html
-    assert html.count("&lt;b&gt;hi") == 3
-    assert "nothing was written yet" in html_of("logs", logs, answers({each: {} for each in found}))
+    assert '<p class="error"><time datetime="2026-01-05T09:30:01.204116Z"' in text
+    assert "a_b why=&lt;i&gt;" in text
+    assert text.count("&lt;b&gt;hi") == 3
+    assert "nothing was written yet" in html("logs", answers({each: {} for each in found}))
 
 
 def test_readers_without_a_token_learn_how_to_see_logs_and_audit() -> None:
     refused = dict.fromkeys((*logs.NEEDS, *audit.NEEDS), REFUSED)
     asked = answers(refused, Audience.READER)
 
-    assert "this needs the token" in html_of("logs", logs, asked)
-    assert "this needs the token" in html_of("audit", audit, asked)
+    assert "this needs the token" in html("logs", asked)
+    assert "this needs the token" in html("audit", asked)
 
 
 def test_the_audit_trail_says_who_did_what() -> None:
     entry = audit_route.ENTRY.model_copy(update={"outcome": "refused", "detail": {"a": [1, "<x>"]}})
     asked = answers({audit.AUDIT: {"entries": [entry.model_dump(mode="json")]}})
 
-    html = html_of("audit", audit, asked)
+    text = html("audit", asked)
 
-    assert "uid:0" in html
-    assert '<td class="bad">refused</td>' in html
-    assert "a 1 + &lt;x&gt;" in html
+    assert "uid:0" in text
+    assert '<td class="bad">refused</td>' in text
+    assert "a 1 + &lt;x&gt;" in text
