@@ -144,19 +144,16 @@ def _until(timestamp: str | None) -> str:
 
 
 def _clock(timestamp: object) -> str:
-    """Return the hour and minute in the daemon's time zone; for text in a chart."""
+    """Return the time of day in the daemon's time zone, in whole minutes if it is one."""
     then = units.moment(timestamp)
-    return f"{then.astimezone():%H:%M}" if then else units.MISSING
+    return (
+        f"{then.astimezone():{'%H:%M:%S' if then.second else '%H:%M'}}" if then else units.MISSING
+    )
 
 
 def _at(timestamp: str | None) -> str:
     """Return the moment in the daemon's time zone; the script shows it in the reader's."""
     return _time(timestamp, "at", units.local_time(timestamp))
-
-
-def _clock(moment: datetime) -> str:
-    """Return a moment's time of day in the daemon's time zone; the script changes the zone."""
-    return f"{moment.astimezone():{'%H:%M:%S' if moment.second else '%H:%M'}}"
 
 
 def _time(timestamp: str | None, kind: str, text: str) -> str:

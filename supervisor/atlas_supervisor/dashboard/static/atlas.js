@@ -105,9 +105,6 @@
       const day = then.toDateString() === new Date().toDateString() ? {} : { month: "short", day: "numeric" };
       put(each, then.toLocaleString(undefined, { ...day, hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" }));
     }
-    for (const each of root.querySelectorAll("[data-clock]")) {
-      put(each, new Date(each.dataset.clock).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" }));
-    }
   }
 
   // The stream.
@@ -244,7 +241,7 @@
   function clock(timestamp, seconds) {
     const then = new Date(timestamp);
     const fine = seconds || then.getSeconds() ? { second: "2-digit" } : {};
-    return then.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", hour12: false, ...fine });
+    return then.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23", ...fine });
   }
 
   function enhance(root) {
