@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 WIDTH = 1000
 """Units of a path over the whole width."""
-ABOVE = 14
-"""Pixels above the highest value, for its label."""
+ABOVE, ABOVE_MOMENTS = 14, 27
+"""Pixels above the highest value: for its label, and with room for those of moments."""
 _ROOM, _ROOM_ON_A_PHONE = 12.0, 36.0
 """What a moment's label needs beside its line, in percent."""
 _LONGEST = 18
@@ -136,37 +136,15 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A chart, as its template draws it."""
-
-    name: str
-    """Unique on its page; an HTML id."""
-    title: str
-    description: str
-    """What is to be seen, for those who don't see it."""
-    height: int
-    """Pixels of the plot, without what is above it and the time axis below."""
-    ticks: Sequence[Tick]
-    times: Sequence[TimeTick]
-    paths: Sequence[Path]
-    lines: Sequence[Line] = ()
-    marks: Sequence[tuple[float, float, float]] = ()
-    """Marked times below the base line: place and width in percent, height in pixels."""
-    levels: Sequence[Tick] = ()
-
-    @property
-    def base(self) -> int:
-        """Where the value 0 is, in pixels."""
-        return ABOVE + self.height
-
-
-@dataclass(frozen=True)
 class Scale:
     """The values of a chart, from 0 or a power of ten up."""
 
     high: float
     low: float = 0.0
     height: int = 80
+    """Pixels."""
+    above: int = ABOVE
+    """Pixels above it."""
     text: Callable[[float], str] = field(default=str)
 
     @property
@@ -180,7 +158,7 @@ class Scale:
             part = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
         else:
             part = (value - self.low) / (self.high - self.low)
-        return round(ABOVE + self.height * (1 - min(max(part, 0.0), 1.0)), 1)
+        return round(self.above + self.height * (1 - min(max(part, 0.0), 1.0)), 1)
 
     def ticks(self) -> list[Tick]:
         """Return the values that have a line: the highest, and some below it."""
@@ -191,6 +169,34 @@ class Scale:
         else:
             values = [self.high / 2, self.high]
         return [Tick(self.place(each), self.text(each)) for each in values]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart, as its template draws it."""
+
+    name: str
+    """Unique on its page; an HTML id."""
+    title: str
+    description: str
+    """What is to be seen, for those who don't see it."""
+    scale: Scale
+    times: Sequence[TimeTick]
+    paths: Sequence[Path]
+    lines: Sequence[Line] = ()
+    marks: Sequence[tuple[float, float, float]] = ()
+    """Marked times below the base line: place and width in percent, height in pixels."""
+    levels: Sequence[Tick] = ()
+
+    @property
+    def ticks(self) -> list[Tick]:
+        """Its values that have a line."""
+        return self.scale.ticks()
+
+    @property
+    def base(self) -> int:
+        """Where the value 0 is, in pixels."""
+        return self.scale.above + self.scale.height
 
 
 def nice(value: float, least: float) -> float:

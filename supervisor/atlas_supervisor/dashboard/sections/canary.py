@@ -26,6 +26,7 @@ from atlas_supervisor.cli.units import amount, latency, moment, percent
 from atlas_supervisor.cli.words import Record, mapping, objects
 from atlas_supervisor.dashboard.answers import Answers
 from atlas_supervisor.dashboard.chart import (
+    ABOVE_MOMENTS,
     Cell,
     Chart,
     Moment,
@@ -158,7 +159,7 @@ def _chart(name: str, report: Record, whole: Record) -> Chart | None:
     needed = {each: mapping(numbers.get(each)).get("needed") for each in ("rollback", "promotion")}
     most = max([10.0, *(each for each in needed.values() if each)])
     high = 10.0 ** math.ceil(math.log10(most * 1.5))
-    scale = Scale(high, _LEAST_ODDS, height=110, text=_odds)
+    scale = Scale(high, _LEAST_ODDS, height=110, above=ABOVE_MOMENTS, text=_odds)
     ends = [at for at, _ in known[1:]] + [until]
     paths = []
     for kind, style in (("promotion", "promotion"), ("rollback", "rollback")):
@@ -177,8 +178,7 @@ def _chart(name: str, report: Record, whole: Record) -> Chart | None:
         title=f"Evidence about {name}",
         description=f"Odds for a rollback {_odds(last['rollback'])}, for a promotion "
         f"{_odds(last['promotion'])}; " + ", ".join(each.label for each in levels) + ".",
-        height=scale.height,
-        ticks=scale.ticks(),
+        scale=scale,
         times=window.ticks(),
         paths=paths,
         lines=window.lines(each for each in _shares(report) if window.place(each.at) > _EDGE),

@@ -11,6 +11,7 @@ from zlib import crc32
 from atlas_supervisor.cli.units import amount, latency, moment, percent
 from atlas_supervisor.dashboard.answers import Answers, Record
 from atlas_supervisor.dashboard.chart import (
+    ABOVE_MOMENTS,
     Cell,
     Chart,
     Moment,
@@ -91,7 +92,9 @@ def _charts(
     rates = _series(minutes, styles, lambda each: each["requests"] / each["seconds"])
     errors = _series(minutes, styles, lambda each: each["error_share"])
     slow = _series(minutes, styles, lambda each: each["p95_ms"])
-    per_second = Scale(nice(highest(rates), 1), height=110, text=lambda rate: f"{rate:,g}/s")
+    per_second = Scale(
+        nice(highest(rates), 1), height=110, above=ABOVE_MOMENTS, text=lambda rate: f"{rate:,g}/s"
+    )
     shares = Scale(min(nice(_peak(errors), 0.01), 1), height=60, text=percent)
     times = Scale(nice(_peak(slow), 1), height=60, text=latency)
     alike: dict[str, Any] = {"times": window.ticks(), "lines": window.lines(moments)}
@@ -100,8 +103,7 @@ def _charts(
             name="chart-requests",
             title="Requests per second",
             description=_description(minutes, styles),
-            height=per_second.height,
-            ticks=per_second.ticks(),
+            scale=per_second,
             paths=stacked(rates, window, per_second),
             marks=_marks(minutes, window),
             **alike,
@@ -110,8 +112,7 @@ def _charts(
             name="chart-errors",
             title="Failed requests",
             description=f"The share by version and minute, at most {percent(_peak(errors))}.",
-            height=shares.height,
-            ticks=shares.ticks(),
+            scale=shares,
             paths=[steps(each, window, shares) for each in errors],
             **alike,
         ),
@@ -119,8 +120,7 @@ def _charts(
             name="chart-p95",
             title="p95 latency",
             description=f"By version and minute, at most {latency(_peak(slow))}.",
-            height=times.height,
-            ticks=times.ticks(),
+            scale=times,
             paths=[steps(each, window, times) for each in slow],
             **alike,
         ),

@@ -242,5 +242,5 @@ def test_the_audit_trail_says_who_did_what() -> None:
     text = html("audit", asked)
 
     assert "uid:0" in text
-    assert '<td class="bad">refused</td>' in text
+    assert '<td class="warn">refused</td>' in text
     assert "a 1 + &lt;x&gt;" in text
