@@ -371,6 +371,7 @@ REQUEST_HOUR = RequestHour(
             }
         ),
     ],
+    versions={"1.3.2": 0, "1.4.0": 1},
     switches=[
         TrafficSwitch(
             ts=_START + timedelta(seconds=60),

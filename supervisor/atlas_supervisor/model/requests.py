@@ -218,6 +218,10 @@ class RequestHour(BaseModel, frozen=True):
         description="Each minute in which a version had requests, oldest first. What was counted "
         "while no daemon ran is in the minute in which the next one read it."
     )
+    versions: dict[str, int] = Field(
+        description="Each version of that time with a number for its colour, from 0: no other one "
+        "has it, and it stays while the version is in the hour."
+    )
     switches: list[TrafficSwitch] = Field(description="The switches of that time, oldest first.")
     uncounted: list[str] = Field(
         description="Versions of running workers that count no requests: they have no worker kit, "

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from itertools import count
 
 from atlas_supervisor.model.requests import (
     SEALED_AFTER_SECONDS,
@@ -102,6 +103,7 @@ class RequestHistory:
         self._totals: dict[_Key, RequestTotals] | None = None
         """What is written; None until it is asked for."""
         self._views: dict[_Key, VersionMinute] = {}
+        self._numbers: dict[str, int] = {}
 
     # Writing.
 
@@ -159,7 +161,8 @@ class RequestHistory:
             del self._totals[key]
             self._views.pop(key, None)
         present = dict.fromkeys((self._present, version) for _, version in self._unwritten)
-        keys = sorted({*self._totals, *present}, key=lambda key: key[0])
+        keys = sorted(dict.fromkeys([*self._totals, *present]), key=lambda key: key[0])
+        self._number({version: None for _, version in keys})
         since_ts = datetime.fromtimestamp(since, UTC)
         return RequestHour(
             since_ts=since_ts,
@@ -168,9 +171,16 @@ class RequestHistory:
                 self._changing(key, now) if key in present else self._settled(key, now)
                 for key in keys
             ],
+            versions=self._numbers.copy(),
             switches=await self._store.switches(since_ts),
             uncounted=uncounted,
         )
+
+    def _number(self, versions: Iterable[str]) -> None:
+        """Give each version a number that it keeps, and take it from those that are gone."""
+        known = {name: self._numbers[name] for name in versions if name in self._numbers}
+        free = (number for number in count() if number not in self._numbers.values())
+        self._numbers = {name: known[name] if name in known else next(free) for name in versions}
 
     def _settled(self, key: _Key, now: float) -> VersionMinute:
         if (found := self._views.get(key)) is None:

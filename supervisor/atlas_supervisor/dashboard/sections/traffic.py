@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
-from zlib import crc32
 
 from atlas_supervisor.cli.units import amount, latency, moment, percent
 from atlas_supervisor.dashboard.answers import Answers, Record
@@ -27,7 +26,7 @@ from atlas_supervisor.dashboard.chart import (
 REQUESTS = "/deploy/requests"
 NEEDS: Mapping[str, float] = {REQUESTS: 5}
 
-STYLES = 6
+_STYLES = 6
 """Colours of versions in the style sheet: `v0` to `v5`."""
 _GLARING = 0.1
 """From this share of failures on a mark is as high as it gets."""
@@ -45,7 +44,8 @@ def view(answers: Answers) -> Mapping[str, Any]:
         return {"error": answers.error(REQUESTS), "charts": [], "versions": [], "rows": []}
     window = Window.hour(until)
     minutes = [each for each in hour["minutes"] if _time(each) >= window.since]
-    styles = styles_of(each["version"] for each in minutes)
+    numbers = hour["versions"]
+    styles = {each["version"]: f"v{numbers[each['version']] % _STYLES}" for each in minutes}
     moments = [_switch(each) for each in hour["switches"]]
     return {
         "error": None,
@@ -55,16 +55,6 @@ def view(answers: Answers) -> Mapping[str, Any]:
         "switches": [_in_words(each) for each in hour["switches"]],
         "uncounted": [each for each in hour["uncounted"] if each not in styles],
     }
-
-
-def styles_of(versions: Iterable[str]) -> dict[str, str]:
-    """Return a colour for each version: by its name, so that it keeps it, if it is free."""
-    found: dict[str, str] = {}
-    for version in dict.fromkeys(versions):
-        first = crc32(version.encode("utf-8", "replace")) % STYLES
-        places = [f"v{(first + each) % STYLES}" for each in range(STYLES)]
-        found[version] = next((each for each in places if each not in found.values()), places[0])
-    return found
 
 
 def _switch(switch: Record) -> Moment:

@@ -70,11 +70,13 @@ def hour(
     uncounted: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Return the answer of `GET /deploy/requests`; switches are minutes with versions."""
+    minutes = list(minutes)
     moments = [(*each, False) for each in switches] + [(*each, True) for each in taken_back]
     return RequestHour(
         since_ts=_HOUR_BEGAN,
         until_ts=NOW,
-        minutes=list(minutes),
+        minutes=minutes,
+        versions={each: n for n, each in enumerate(dict.fromkeys(m.version for m in minutes))},
         switches=[
             TrafficSwitch(
                 ts=_HOUR_BEGAN + timedelta(minutes=number),

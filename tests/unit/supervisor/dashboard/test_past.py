@@ -44,12 +44,14 @@ def test_a_switch_is_a_line_through_every_chart() -> None:
     ]
 
 
-def test_a_version_keeps_its_colour_while_others_come_and_go() -> None:
-    styles = traffic.styles_of(["1.0", "1.1", "1.2"])
+def test_a_version_has_the_colour_of_its_number() -> None:
+    found = hour([minute(1, "1.0", 600), minute(2, "1.1", 900)])
+    found["versions"] = {"1.0": 4, "1.1": 6}
 
-    assert len(set(styles.values())) == 3
-    assert traffic.styles_of(["1.0"])["1.0"] == styles["1.0"]
-    assert len(set(traffic.styles_of(map(str, range(9))).values())) == traffic.STYLES
+    view = traffic.view(answers({traffic.REQUESTS: found}))
+
+    assert [each["style"] for each in view["versions"]] == ["v4", "v0"]
+    assert [path.style for path in view["charts"][1].paths] == ["line v4", "line v0"]
 
 
 def test_the_table_has_the_same_numbers_in_parts_of_ten_minutes() -> None:

@@ -123,3 +123,26 @@ async def test_an_hour_without_requests_is_empty(tmp_path: Path, clock: Clock) -
         found = await history.last_hour(["1.0"])
 
         assert (found.minutes, found.switches, found.uncounted) == ([], [], ["1.0"])
+
+
+async def test_a_version_keeps_its_number_while_it_is_in_the_hour(
+    tmp_path: Path, clock: Clock
+) -> None:
+    async with open_database(tmp_path / "atlas.db") as (database, _):
+        history = RequestHistory(database.requests)
+        seen = []
+        for names in (("1.0", "1.1"), ("1.1",), ("1.2", "1.3"), ("1.4",)):
+            for name in names:
+                history.note("blue", name, served(1))
+            clock.now += 60
+            await write(history, database)
+            seen.append((await history.last_hour([])).versions)
+            clock.now += 2400
+            await write(history, database)
+
+        assert seen == [
+            {"1.0": 0, "1.1": 1},
+            {"1.0": 0, "1.1": 1},
+            {"1.1": 1, "1.2": 2, "1.3": 3},
+            {"1.2": 2, "1.3": 3, "1.4": 0},
+        ]
