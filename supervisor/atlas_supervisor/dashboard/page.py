@@ -112,7 +112,7 @@ def _environment() -> Environment:
         change=units.change,
         boots_in=change.boots_in,
         commands=_commands,
-        rate=_rate,
+        rate=headline.rate,
     )
     environment.globals["command_line"] = lambda name, given: ACTIONS[name].command_line(given)
     return environment
@@ -125,10 +125,6 @@ def _commands(text: object) -> Markup:
         Markup("<code>{}</code>").format(part) if index % 2 else part
         for index, part in enumerate(parts)
     )
-
-
-def _rate(per_second: float) -> str:
-    return f"{per_second:.3g}"
 
 
 def _ago(timestamp: str | None) -> str:

@@ -39,6 +39,9 @@ class InstanceCounts:
         self.added_at = since
         """When the last file of it was read."""
         self._since = since
+        self._has_gap = bool(totals.counts.begun)
+        """Whether an earlier daemon has counted: what it did not save came at no known time."""
+        self._gap_read_at: float | None = None
         self._seconds: dict[int, RequestCounts] = {}
         self._recent: deque[tuple[float, RequestTotals]] = deque()
 
@@ -46,6 +49,9 @@ class InstanceCounts:
         """Add what was read now."""
         self.totals.add(more)
         self.added_at = now
+        if self._has_gap and self._gap_read_at in {None, now}:
+            self._gap_read_at = now
+            return
         self._recent.append((now, more))
         while self._recent[0][0] <= now - WINDOW_SECONDS:
             self._recent.popleft()

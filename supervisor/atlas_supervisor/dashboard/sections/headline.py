@@ -58,11 +58,16 @@ def _sentence(status: Record, *, ready: bool) -> tuple[str, str, str]:
     if requests is None:
         return "good", served, "requests are not counted"
     errors = "no errors" if not failed else f"{units.amount(failed)} of {requests:,.0f} failed"
-    detail = f"{errors} in the last minute, {requests / 60:.3g} requests/s"
+    detail = f"{errors} in the last minute, {rate(requests / 60)} requests/s"
     if failed and failed >= _SUFFERING * requests:
         share = units.percent(failed / requests)
         return "bad", f"{served}, and {share} of requests fail", detail
     return ("watch" if failed else "good"), served, detail
+
+
+def rate(per_second: float) -> str:
+    """Return a rate with three digits, or to the whole from a hundred on."""
+    return f"{per_second:.3g}" if per_second < 100 else f"{per_second:,.0f}"
 
 
 def _served(status: Record, slots: Mapping[str, Record]) -> str:

@@ -1,4 +1,4 @@
-"""The last hour of requests by version: over writes, failed writes and restarts."""
+"""Figures of requests: of the last minute, and of the last hour over writes and restarts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from atlas_supervisor.model.histogram import Histogram
 from atlas_supervisor.model.requests import RequestCounts, RequestTotals
 from atlas_supervisor.requests import figures as module
-from atlas_supervisor.requests.figures import RequestHistory
+from atlas_supervisor.requests.figures import InstanceCounts, RequestHistory
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.requests import RequestCommit
 from atlas_worker.contract import latency_bucket
@@ -145,3 +145,24 @@ async def test_a_version_keeps_its_number_while_it_is_in_the_hour(
             {"1.1": 1, "1.2": 2, "1.3": 3},
             {"1.2": 2, "1.3": 3, "1.4": 0},
         ]
+
+
+def begun_of(begun: int) -> RequestTotals:
+    return RequestTotals(RequestCounts(begun=begun, classes=(0, begun, 0, 0, 0)))
+
+
+def test_what_came_while_no_daemon_looked_is_no_rate_of_now() -> None:
+    counts = InstanceCounts("blue", "1.0", begun_of(1000), since=100.0)
+    for _ in range(2):  # a file of each of its processes
+        counts.add(begun_of(600), now=100.1)
+    counts.add(begun_of(20), now=101.1)
+
+    assert counts.totals.counts.begun == 2220
+    assert counts.figures(102.0).per_second == 10
+
+
+def test_a_fresh_instance_is_counted_from_its_first_request_on() -> None:
+    counts = InstanceCounts("blue", "1.0", begun_of(0), since=100.0)
+    counts.add(begun_of(20), now=100.1)
+
+    assert counts.figures(102.0).per_second == 10
