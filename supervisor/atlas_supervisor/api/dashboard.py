@@ -150,6 +150,7 @@ def routes(rows: Iterable[AnyRoute], sessions: Sessions) -> tuple[AnyRoute, ...]
             query=PageQuery,
             body=Nothing,
             access=Access.PUBLIC,
+            heavy=True,
             answers=(page,),
         ),
         Route(

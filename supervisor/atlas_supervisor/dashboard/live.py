@@ -134,11 +134,13 @@ class _Rendering:
         self._found: dict[str, Record] = {}
         self._due: dict[str, float] = {}
         self._answers = Answers({}, at=datetime.now(UTC), audience=audience)
-        self._looked = float("-inf")
+        self._looked = 0.0
         self._views: dict[str, Mapping[str, Any]] = {}
         self._html: dict[str, str] = {}
         self._seen: dict[str, list[Record | None]] = {}
         """The answers that the view of each section was made of."""
+        self._afresh: dict[str, str] = {}
+        self._afresh_at = float("-inf")
         self._unsent: set[str] = set()
         self._quiet = 0
         self._one_at_a_time = asyncio.Lock()
@@ -147,7 +149,7 @@ class _Rendering:
         """Ask again for what has become too old."""
         async with self._one_at_a_time:
             now = asyncio.get_running_loop().time()
-            if now - self._looked < _FRESH_SECONDS:
+            if self._found and now - self._looked < _FRESH_SECONDS:
                 return
             for request, seconds in self._needs.items():
                 if now >= self._due.get(request, now):
@@ -164,8 +166,11 @@ class _Rendering:
         self._unsent.clear()
 
     def afresh(self) -> dict[str, str]:
-        """Return the HTML of each section, with the ages of this moment."""
-        return {name: self._rendered(name) for name in page.SECTIONS}
+        """Return the HTML of each section, with the ages of the last look."""
+        if self._afresh_at != self._looked:  # a flood of requests costs no flood of renderings
+            self._afresh = {name: self._rendered(name) for name in page.SECTIONS}
+            self._afresh_at = self._looked
+        return self._afresh
 
     def changes(self) -> bytes | None:
         """Return the event with what has changed; None if there is nothing to send."""
