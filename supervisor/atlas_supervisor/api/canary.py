@@ -35,8 +35,8 @@ class PercentageBody(BaseModel, extra="forbid"):
     )
 
 
-class RampBody(BaseModel, extra="forbid"):
-    """An action on a ramp."""
+class FeatureRampBody(BaseModel, extra="forbid"):
+    """An action on a feature's ramp."""
 
     action: Literal["start", "pause", "resume", "advance", "promote", "rollback"] = Field(
         description="`start` at the first step of CANARY_RAMP; `pause`, `resume`; `advance` to the "
@@ -72,7 +72,7 @@ async def _set(call: Request[Nothing, PercentageBody]) -> Reply:
     return Reply(await call.control.canary.set_percentage(feature, percentage, call.actor))
 
 
-async def _ramp(call: Request[Nothing, RampBody]) -> Reply:
+async def _ramp(call: Request[Nothing, FeatureRampBody]) -> Reply:
     feature, action = call.path["feature"], call.body.action
     return Reply(await call.control.canary.ramp(feature, action, call.actor, call.key))
 
@@ -125,7 +125,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         "`Idempotency-Key`.",
         tag="Canary",
         query=Nothing,
-        body=RampBody,
+        body=FeatureRampBody,
         parameters=_PATH,
         access=Access.CHANGE,
         keyed=True,

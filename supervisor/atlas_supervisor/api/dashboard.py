@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -77,6 +77,19 @@ class ActionForm(BaseModel, extra="forbid"):
     max_seconds: float | None = Field(
         default=None, allow_inf_nan=False, description="Of `hold`: its longest time."
     )
+
+
+class PageEvent(BaseModel, frozen=True):
+    """One server-sent event; the stream is a sequence of them."""
+
+    event: Literal["sections", "ended"] = Field(description="The kind of event.")
+    data: str = Field(
+        description="JSON on one line: of `sections`, `at` and the HTML of each section that has "
+        "changed, by its name."
+    )
+
+
+_EVENT = PageEvent(event="sections", data='{"at": "2026-12-01T12:00:00+00:00", "sections": {}}')
 
 
 class Outcome(BaseModel, frozen=True):
@@ -163,7 +176,15 @@ def routes(rows: Iterable[AnyRoute], sessions: Sessions) -> tuple[AnyRoute, ...]
             tag=None,
             query=Nothing,
             body=Nothing,
-            answers=(ResponseSpec(200, "A stream.", None, content_type="text/event-stream"),),
+            answers=(
+                ResponseSpec(
+                    200,
+                    "The stream. This is one of its events.",
+                    PageEvent,
+                    _EVENT,
+                    content_type="text/event-stream",
+                ),
+            ),
             errors=(errors.TOO_MANY_STREAMS, errors.STOPPING),
         ),
         Route(

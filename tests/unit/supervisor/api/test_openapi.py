@@ -41,6 +41,13 @@ def test_it_is_openapi_3_1() -> None:
     assert [str(error) for error in OpenAPIV31SpecValidator(DOCUMENT).iter_errors()] == []
 
 
+def test_every_reference_leads_to_a_schema() -> None:
+    named = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(DOCUMENT)))
+
+    assert len(named) > 50
+    assert named - DOCUMENT["components"]["schemas"].keys() == set()
+
+
 def test_every_route_is_in_it_and_nothing_else() -> None:
     documented = {
         (method.upper(), path) for path, item in DOCUMENT["paths"].items() for method in item
