@@ -105,6 +105,7 @@ class Assembly:
             plane=plane,
             slots=slots,
             state=opened.state,
+            tasks=tasks,
             changed=self._monitor.switched,
         )
         self.queries = DeployQueries(

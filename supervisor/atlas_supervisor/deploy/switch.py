@@ -2,8 +2,8 @@
 
 The active slot is recorded in three places that must agree: the program in the kernel, the state
 file, and memory (`Slots`). This is the only place that changes them, in this order: steer, check
-with a real connection, state file, memory. A failure before the state file is durable steers back;
-from then on the switch counts.
+with a real connection, state file, memory. A failure before the state file is durable steers back,
+each second again if the kernel refuses; from then on the switch counts.
 
 Before it, a deploy that has passed its gates may have a part of the traffic (the split): testers'
 networks, and the share that the state file names, `staging_weight`. A share is steered first and
@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 
 from atlas_supervisor.config import Settings, Sticky
 from atlas_supervisor.deploy.machine import StepOutcome
@@ -51,6 +52,7 @@ log = structlog.get_logger(__name__)
 
 _ACCEPT_SECONDS = 0.25
 _POLL_SECONDS = 0.001
+_STEER_AGAIN_SECONDS = 1.0
 
 
 class Landing(StrEnum):
@@ -162,8 +164,10 @@ class Switch:
         plane: Plane,
         slots: Slots,
         state: StateKeeper,
+        tasks: TaskGroup,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
+        self._tasks = tasks
         self._settings = settings
         self._plane = plane
         self._slots = slots
@@ -175,6 +179,8 @@ class Switch:
         """What staging may have; None while it may have nothing."""
         self.has_shared = False
         """Whether staging may have connections of the split that is open."""
+        self._unsteered = False
+        """Whether the kernel refused to give the traffic back; it is tried again until it does."""
 
     async def flip(self) -> StepOutcome:
         """Make staging active. Not cancellable; on failure nothing has changed."""
@@ -303,7 +309,7 @@ class Switch:
                 self._steer_back(source, split if target.can_serve else Split())
         if not outcome.has_passed:
             return outcome
-        self._split, self.has_shared = None, False
+        self._split, self.has_shared, self._unsteered = None, False, False
         self._slots.exchange()
         self._changed()
         return outcome
@@ -359,6 +365,23 @@ class Switch:
                 self._plane.split(split)
         except OSError as error:
             log.critical("steering_uncertain", wanted=source.name, why=str(error))
+            if not self._unsteered:
+                self._unsteered = True
+                self._tasks.start_soon(self._steer_later)
+        else:
+            self._unsteered = False
+
+    async def _steer_later(self) -> None:
+        """Give the traffic back once the kernel allows it: the next version launches in that slot.
+
+        A flip that succeeds meanwhile has steered it.
+        """
+        while self._unsteered:
+            await anyio.sleep(_STEER_AGAIN_SECONDS)
+            async with self._changing:
+                if self._unsteered:
+                    shared = self._split if self._slots.staging.can_serve else None
+                    self._steer_back(self._slots.active, shared or Split())
 
     async def _withdraw(self, before: DeployState) -> bool:
         """Restore the state file; return whether that was possible."""

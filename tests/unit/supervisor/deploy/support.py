@@ -70,7 +70,13 @@ async def ready(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         await state.change()
         for slot in (made.blue, made.green):
             await slot.start(release(folder / slot.name, READY_AND_SLEEP))
-        switch = Switch(settings=made.settings, plane=made.plane, slots=made.slots, state=state)
+        switch = Switch(
+            settings=made.settings,
+            plane=made.plane,
+            slots=made.slots,
+            state=state,
+            tasks=made.tasks,
+        )
         yield Ready(made, switch, file, state, database)
 
 

@@ -80,6 +80,32 @@ async def test_a_kernel_that_refuses_leaves_everything(
         assert it.has(BLUE)
 
 
+async def test_traffic_that_the_kernel_does_not_give_back_at_once_is_given_back_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ready(tmp_path, monkeypatch) as it:
+        steer, refusals = it.bench.plane.steer, iter([False, True, True, False])
+        given_back = anyio.Event()
+
+        def refuses_at_times(slot: SlotName) -> None:
+            if next(refusals):
+                raise OSError(12, "Cannot allocate memory")
+            steer(slot)
+            if slot is BLUE:
+                given_back.set()
+
+        async def wrong(*_: Any) -> LandingCheck:
+            return LandingCheck(Landing.WRONG, "pid 1 accepted it")
+
+        monkeypatch.setattr(switching, "check_landing", wrong)
+        monkeypatch.setattr(switching, "_STEER_AGAIN_SECONDS", 0.01)
+        monkeypatch.setattr(it.bench.plane, "steer", refuses_at_times)
+        assert not (await it.switch.flip()).has_passed
+        assert it.bench.plane.active is GREEN
+        await given_back.wait()
+        assert it.has(BLUE)
+
+
 async def test_a_connection_that_arrives_at_a_foreign_listener_undoes_the_switch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
