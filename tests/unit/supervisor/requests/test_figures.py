@@ -151,7 +151,7 @@ def begun_of(begun: int) -> RequestTotals:
     return RequestTotals(RequestCounts(begun=begun, classes=(0, begun, 0, 0, 0)))
 
 
-def test_what_came_while_no_daemon_looked_is_no_rate_of_now() -> None:
+def test_requests_from_while_no_daemon_looked_are_no_rate_of_now() -> None:
     counts = InstanceCounts("blue", "1.0", begun_of(1000), since=100.0)
     for _ in range(2):  # a file of each of its processes
         counts.add(begun_of(600), now=100.1)
