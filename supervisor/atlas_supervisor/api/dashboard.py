@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from atlas_supervisor import errors
 from atlas_supervisor.api.asking import Asker
+from atlas_supervisor.api.dashboard_actions import ActionForm, Outcome, Text, as_text, outcome
 from atlas_supervisor.api.ports import Control
 from atlas_supervisor.api.routes import (
     Access,
@@ -30,9 +30,7 @@ from atlas_supervisor.api.routes import (
 )
 from atlas_supervisor.api.security import rank_of
 from atlas_supervisor.api.sessions import LASTS_SECONDS, Rank, Sessions
-from atlas_supervisor.errors import AtlasError, RefusedError
 from atlas_supervisor.model.actor import Actor
-from atlas_supervisor.model.audit import AuditEntry
 
 if TYPE_CHECKING:
     from atlas_supervisor.dashboard.answers import Audience
@@ -51,9 +49,6 @@ _ASSETS = {"atlas.js": "text/javascript", "atlas.css": "text/css"}
 _PATIENCE_SECONDS = 8.0
 """So long a browser without the script waits for an action, until the page is shown again."""
 _MOST_NOTICES = 50
-_AUDIT_SECONDS = 1.0
-
-Text = Annotated[str, Field(max_length=255)]
 
 
 class PageQuery(BaseModel, extra="forbid"):
@@ -68,38 +63,14 @@ class SignInForm(BaseModel, extra="forbid"):
     token: str = Field(default="", max_length=4096, description="The token, or the view token.")
 
 
-class ActionForm(BaseModel, extra="forbid"):
-    """An action's fields; each action takes some of them."""
-
-    form_token: Text = Field(default="", description="The token that the page has in its forms.")
-    release: Text | None = Field(default=None, description="Of `deploy` and `dry-run`.")
-    version: Text | None = Field(default=None, description="Of `rollback`.")
-    max_seconds: float | None = Field(
-        default=None, allow_inf_nan=False, description="Of `hold`: its longest time."
-    )
-
-
 class PageEvent(BaseModel, frozen=True):
     """One server-sent event; the stream is a sequence of them."""
 
     event: Literal["sections", "ended"] = Field(description="The kind of event.")
     data: str = Field(
-        description="JSON on one line: of `sections`, `at` and the HTML of each section that has "
-        "changed, by its name."
+        description="JSON on one line: `at`, the moment of its numbers, and `sections`, their HTML "
+        "by name; empty for `ended`."
     )
-
-
-_EVENT = PageEvent(event="sections", data='{"at": "2026-12-01T12:00:00+00:00", "sections": {}}')
-
-
-class Outcome(BaseModel, frozen=True):
-    """The outcome of an action."""
-
-    ok: bool = Field(description="Whether it was done, or is under way.")
-    message: str = Field(description="The outcome in words.")
-    hint: str = Field(description="What to do next; empty if nothing.")
-    command: str = Field(description="The `atlasctl` command that does the same.")
-    audit: list[str] = Field(description="Its entries in the audit trail, in words.")
 
 
 @dataclass
@@ -181,7 +152,7 @@ def routes(rows: Iterable[AnyRoute], sessions: Sessions) -> tuple[AnyRoute, ...]
                     200,
                     "The stream. This is one of its events.",
                     PageEvent,
-                    _EVENT,
+                    PageEvent(event="ended", data="{}"),
                     content_type="text/event-stream",
                 ),
             ),
@@ -327,66 +298,13 @@ async def _act(desk: _Desk, call: Request[Nothing, ActionForm]) -> Reply:
         raise errors.NO_SUCH_ACTION.error()
     fields = call.body.model_dump(exclude={"form_token"}, exclude_none=True)
     target = action.path + (f"?{action.query}" if action.query else "")
-    command = action.command_line({name: _as_text(value) for name, value in fields.items()})
-    task = desk.start(_outcome(desk, call, target, {**action.body, **fields}, command))
+    command = action.command_line({name: as_text(value) for name, value in fields.items()})
+    task = desk.start(outcome(desk.rows, call, target, {**action.body, **fields}, command))
     if "text/html" not in call.headers.get("Accept", ""):
         return Reply(await asyncio.shield(task))
     await asyncio.wait([task], timeout=_PATIENCE_SECONDS)
     under_way = Outcome(ok=True, message="It is under way.", hint="", command=command, audit=[])
     return _back(f"../../?notice={desk.note(task.result() if task.done() else under_way)}")
-
-
-def _as_text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-async def _outcome(
-    desk: _Desk, call: Request[Nothing, ActionForm], target: str, body: dict[str, Any], command: str
-) -> Outcome:
-    """Do it, and return the outcome with its audit entries."""
-    trail = call.control.trail
-    newest = await trail.entries(limit=1, before=None, action=None, subject=None)
-    before = newest[0].id if newest else 0
-    ok, hint = True, ""
-    try:
-        answer = await Asker(desk.rows, call.control).do(target, body, call.actor)
-        message = _in_words(answer)
-    except RefusedError as refused:
-        ok, message, hint = False, refused.message, refused.hint
-    except AtlasError as error:
-        ok, message = False, str(error)
-    entries = await _entries_since(call, before)
-    return Outcome(ok=ok, message=message, hint=hint, command=command, audit=entries)
-
-
-def _in_words(answer: dict[str, Any]) -> str:
-    from atlas_supervisor.cli.words import headline, ramp_now  # noqa: PLC0415  # late, as above
-
-    if "deploy_id" in answer and "result" in answer:
-        return f"Deploy {answer['deploy_id']}: {headline(answer)}"
-    if "before" in answer:
-        return "The checks passed; the daemon is being replaced."
-    if "waits_for" in answer:
-        return f"Now: {ramp_now(answer)}."
-    if "hold_id" in answer:
-        return "Done"
-    return f"The mode is {answer['mode']}" if "mode" in answer else "Done"
-
-
-async def _entries_since(call: Request[Nothing, ActionForm], before: int) -> list[str]:
-    """Return the caller's entries after this id; they are written a moment later."""
-    deadline = time.monotonic() + _AUDIT_SECONDS
-    while True:
-        found = await call.control.trail.entries(limit=20, before=None, action=None, subject=None)
-        own = [each for each in found if each.id > before and each.actor == call.actor.name]
-        if own or time.monotonic() > deadline:
-            return [_entry(each) for each in reversed(own)]
-        await asyncio.sleep(0.05)
-
-
-def _entry(entry: AuditEntry) -> str:
-    words = (f"#{entry.id}", entry.ts[:19] + "Z", entry.actor, entry.action, entry.outcome)
-    return " ".join([*words, entry.subject or ""]).rstrip()
 
 
 def _check(desk: _Desk, call: Request[Nothing, ActionForm]) -> None:

@@ -46,7 +46,7 @@ TABLE = [route for route in table("1") if not route.path.startswith("/docs/")]
 @pytest.fixture(autouse=True)
 def _entries_are_there_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory's trail writes nothing by itself, so waiting for an entry is in vain."""
-    monkeypatch.setattr("atlas_supervisor.api.dashboard._AUDIT_SECONDS", 0.2)
+    monkeypatch.setattr("atlas_supervisor.api.dashboard_actions._AUDIT_SECONDS", 0.2)
 
 
 def target(route: AnyRoute) -> str:
