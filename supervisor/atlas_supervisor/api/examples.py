@@ -257,7 +257,7 @@ REPORT = CanaryReport(
                     **_COMPARED,
                 )
             ],
-            evidence=[EvidenceView(ts=_START, rollback=1.7, promotion=6.2)],
+            evidence=[EvidenceView(ts=_START, rollback=1.7, promotion=6.2, rollback_needed=300)],
             judgement=_JUDGEMENT,
             verdict=_JUDGEMENT.verdict,
             reason=_JUDGEMENT.reason,

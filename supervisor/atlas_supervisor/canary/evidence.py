@@ -215,7 +215,7 @@ class Evidence:
         for feature in reached:
             self._ramps[feature].fail()
         for evidence in self._ramps.values():
-            evidence.note(self._unix)
+            evidence.note(self._unix, self._parts)
         return closed
 
     def _start_rounds(self, unix: float) -> None:

@@ -234,6 +234,7 @@ def _feature_report(
                 ts=datetime.fromtimestamp(point.unix, UTC),
                 rollback=float(f"{exponential(point.rollback):.4g}"),
                 promotion=float(f"{exponential(point.promotion):.4g}"),
+                rollback_needed=float(f"{exponential(point.needed):.4g}"),
             )
             for point in known.course
         ],

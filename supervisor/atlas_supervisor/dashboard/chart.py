@@ -187,6 +187,7 @@ class Chart:
     marks: Sequence[tuple[float, float, float]] = ()
     """Marked times below the base line: place and width in percent, height in pixels."""
     levels: Sequence[Tick] = ()
+    """Labels of lines at the right edge."""
 
     @property
     def ticks(self) -> list[Tick]:
@@ -214,14 +215,19 @@ def shortened(label: str) -> str:
 def steps(series: Series, window: Window, scale: Scale) -> Path:
     """Return a line that keeps each value as long as it holds, with gaps where there is none."""
     parts: list[str] = []
-    last: float | None = None
+    last: tuple[float, float] | None = None
     for since, until, value in _within(series.cells, window):
         if value is None:
-            last = None
             continue
         y = scale.place(value)
-        parts.append(f"V{y:g}H{until:g}" if last == since else f"M{since:g} {y:g}H{until:g}")
-        last = until
+        if last is None or last[0] != since:
+            parts.append(f"M{since:g} {y:g}")
+        elif last[1] == y:
+            parts.pop()
+        else:
+            parts.append(f"V{y:g}")
+        parts.append(f"H{until:g}")
+        last = until, y
     return Path("".join(parts), f"line {series.style}", series.name)
 
 

@@ -227,6 +227,9 @@ class EvidenceView(BaseModel, frozen=True):
     ts: datetime = Field(description="The moment.")
     rollback: float = Field(description="Odds to 1 for a rollback, the largest until then.")
     promotion: float = Field(description="Odds to 1 for a promotion.")
+    rollback_needed: float = Field(
+        description="The odds that a rollback needed then: fewer after each other feature's."
+    )
 
 
 class FeatureReport(BaseModel, frozen=True):
@@ -242,7 +245,7 @@ class FeatureReport(BaseModel, frozen=True):
     strata: list[StratumView] = Field(description="The same for each epoch.")
     evidence: list[EvidenceView] = Field(
         description="The evidence since the ramp began, oldest first; what is older is coarser. "
-        "Its bounds are `judgement.numbers.evidence.rollback.needed` and `.promotion.needed`."
+        "A promotion needs `judgement.numbers.evidence.promotion.needed`."
     )
     judgement: JudgementView = Field(description="What the evidence says now.")
     verdict: str = Field(description="The `verdict` of `judgement`.")

@@ -208,11 +208,11 @@ class RampEvidence:
             each.log_promotion + _log_weight(number) for number, each in self._present().items()
         )
 
-    def note(self, unix: float) -> None:
-        """Note the present evidence in its course if it is time."""
+    def note(self, unix: float, parts: int) -> None:
+        """Note the present evidence in its course if it is time; alpha is divided by `parts`."""
         if self.course.is_due(unix):
-            promotion = max(self._log_promotion, _NONE)
-            self.course.add(EvidencePoint(unix, round(self.largest, 3), round(promotion, 3)))
+            logs = self.largest, max(self._log_promotion, _NONE), math.log(parts / self.alpha)
+            self.course.add(EvidencePoint(unix, *(round(each, 3) for each in logs)))
 
     def _present(self) -> dict[int, RoundEvidence]:
         return self._now or self._rounds()

@@ -22,6 +22,8 @@ class EvidencePoint(NamedTuple):
     rollback: float
     """The largest so far: what a rollback goes by."""
     promotion: float
+    needed: float
+    """What a rollback needed then; it falls when another feature is rolled back."""
 
 
 class Course:

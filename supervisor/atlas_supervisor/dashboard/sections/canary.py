@@ -35,6 +35,7 @@ from atlas_supervisor.dashboard.chart import (
     Tick,
     Window,
     polyline,
+    steps,
 )
 
 CANARY = "/deploy/canary"
@@ -157,11 +158,15 @@ def _chart(name: str, report: Record, whole: Record) -> Chart | None:
     window = Window(min(known[0][0], until - timedelta(minutes=1)), until)
     numbers = mapping(mapping(mapping(report.get("judgement")).get("numbers")).get("evidence"))
     needed = {each: mapping(numbers.get(each)).get("needed") for each in ("rollback", "promotion")}
-    most = max([10.0, *(each for each in needed.values() if each)])
+    before = [each["rollback_needed"] for _, each in known]
+    most = max([10.0, *(each for each in needed.values() if each), *before])
     high = 10.0 ** math.ceil(math.log10(most * 1.5))
     scale = Scale(high, _LEAST_ODDS, height=110, above=ABOVE_MOMENTS, text=_odds)
     ends = [at for at, _ in known[1:]] + [until]
     paths = []
+    for values in (before, [needed["promotion"]] * len(known)):
+        cells = [Cell(*each) for each in zip((at for at, _ in known), ends, values, strict=True)]
+        paths.append(steps(Series("bound", "bound", cells), window, scale))
     for kind, style in (("promotion", "promotion"), ("rollback", "rollback")):
         cells = [Cell(at, end, each[kind]) for (at, each), end in zip(known, ends, strict=True)]
         cells.append(Cell(until, until, cells[-1].value))

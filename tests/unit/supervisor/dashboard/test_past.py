@@ -140,7 +140,10 @@ def canaries(**changes: Any) -> Answers:
     (feature,) = examples.REPORT.features
     points = [
         EvidenceView(
-            ts=NOW - timedelta(seconds=60 - each), rollback=1.5, promotion=0.01 * each + 0.01
+            ts=NOW - timedelta(seconds=60 - each),
+            rollback=1.5,
+            promotion=0.01 * each + 0.01,
+            rollback_needed=300 - each,
         )
         for each in range(0, 60, 20)
     ]
@@ -189,9 +192,13 @@ def test_the_evidence_has_its_bounds_and_gaps_at_neither_end() -> None:
 
     assert [each.label for each in drawn.levels] == ["roll back at 300 to 1", "promote at 22 to 1"]
     assert drawn.levels[0].place < drawn.levels[1].place
+    needed, promote, promotion, rollback = drawn.paths
+    assert (needed.style, promote.style) == ("line bound", "line bound")
+    assert (needed.data.count("V"), promote.data.count("V")) == (2, 0)  # it fell twice
     for path in drawn.paths:
         assert path.data.startswith("M0 ")
         assert path.data.count("M") == 1
+    for path in (promotion, rollback):
         assert path.data.split("L")[-1].startswith("1000 ")
 
 

@@ -121,7 +121,7 @@ def test_the_course_of_evidence_is_bounded_and_coarser_the_older_it_is() -> None
     for each in range(HOUR // 2):
         moment = NOON + 2.0 * each
         assert course.is_due(moment)
-        course.add(EvidencePoint(moment, each, -each))
+        course.add(EvidencePoint(moment, each, -each, 5.7))
         assert not course.is_due(moment + 1)
 
     moments = [point.unix for point in course.points]
@@ -134,12 +134,12 @@ def test_the_course_of_evidence_is_bounded_and_coarser_the_older_it_is() -> None
 
 def test_the_course_comes_back_as_it_was_saved_also_by_a_clock_that_was_ahead() -> None:
     course = Course()
-    course.add(EvidencePoint(NOON, 1.0, 0.5))
-    course.add(EvidencePoint(NOON + HOUR, 2.0, 0.5))
+    course.add(EvidencePoint(NOON, 1.0, 0.5, 5.7))
+    course.add(EvidencePoint(NOON + HOUR, 2.0, 0.5, 5.7))
 
     again = Course(json.loads(json.dumps(course.points)))
 
     assert again.points == course.points
     assert again.is_due(NOON + 60)
-    again.add(EvidencePoint(NOON + 60, 3.0, 0.5))
+    again.add(EvidencePoint(NOON + 60, 3.0, 0.5, 5.7))
     assert [point.rollback for point in again.points] == [1.0, 3.0]
