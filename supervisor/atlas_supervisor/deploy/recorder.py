@@ -152,7 +152,10 @@ class Recorder:
                 release=record.release,
                 **more,
             )
+            held_back = self._state.state.staging_weight  # of the deploy whose guard this one ends
             await self._state.change(last_deploy_ts=record.started_ts, staging_weight=0.0)
+            if held_back:
+                await self._state.copy_to_database()
         except (StoreError, OSError) as error:
             what = "the deploy could not be saved, so it was not started"
             if is_written:

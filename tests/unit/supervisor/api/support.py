@@ -36,8 +36,10 @@ from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.ramp import RampAction, RampView
 from atlas_supervisor.model.release import EarlierVersions, ReleaseView
 from atlas_supervisor.model.requests import RequestHour
+from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.status import HoldView, ReloadView, SplitView, Status
 from atlas_supervisor.system.passed_sockets import PassedSockets
+from atlas_supervisor.workers.output import WorkerLog
 from tests.harness import free_ports
 from tests.unit.supervisor.api.fakes import PlayedCanaries
 
@@ -374,7 +376,8 @@ async def running(
         **changes,
     }
     server = Server(control or MemoryControl(), ApiOptions(**given))
-    logs = logs or LogService(folder / "supervisor.jsonl", {})
+    workers = {name: WorkerLog(folder / f"worker-{name}.log", name) for name in SlotName}
+    logs = logs or LogService(folder / "supervisor.jsonl", workers)
     parts = Control(
         deploys=server.control,
         queries=server.control,
