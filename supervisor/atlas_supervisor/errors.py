@@ -256,7 +256,9 @@ MODE_IS_SINGLE = ErrorSpec(
     "atlasctl status (GET /deploy/status) shows why; re-enable with atlasctl mode bluegreen "
     "(POST /deploy/mode)",
 )
-_SETTING_HINT = "set DEPLOY_MODE=bluegreen in the env file, then atlasctl reload"
+_SETTING_HINT = (
+    "set DEPLOY_MODE=bluegreen in the env file, then atlasctl reload and atlasctl mode bluegreen"
+)
 MODE_IS_SINGLE_BY_SETTINGS = ErrorSpec(
     "mode_is_single", 409, "deploys are disabled by DEPLOY_MODE=single", _SETTING_HINT
 )

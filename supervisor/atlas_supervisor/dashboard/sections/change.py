@@ -44,6 +44,7 @@ def _change(record: Record, entries: Iterable[Record]) -> Record:
         "reason": record.get("reason") if reverted else None,
         "ts": (record.get("ended_ts") if reverted else None) or record.get("started_ts"),
         "by": by and {"actor": by.get("actor"), "origin": by.get("origin")},
+        "requested": None if reverted else record.get("requested"),
         "irreversible": any(mapping(s.get("detail")).get("irreversible") for s in steps),
     }
 
