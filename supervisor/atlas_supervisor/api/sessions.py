@@ -18,12 +18,11 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
-from http.cookies import CookieError, SimpleCookie
 from typing import NamedTuple
 
 LASTS_SECONDS = 12 * 3600.0
 
-_COOKIE = re.compile(rb"(?im)^cookie:[ \t]*([!-~ ]+?)\r?$")
+_COOKIE = re.compile(rb"(?im)^cookie:[ \t]*([^\r\n]+?)\r?$")
 
 
 class Rank(IntEnum):
@@ -92,18 +91,16 @@ class Sessions:
 
     def read(self, headers: Iterable[str]) -> Session | None:
         """Return the session in `Cookie` headers; None if there is none that holds."""
-        for header in headers:
-            try:
-                morsel = SimpleCookie(header).get(self._name)
-            except CookieError:
-                continue
-            if morsel is not None and (session := self._session(morsel.value)) is not None:
+        # Cookies of other applications of this host come along, in whatever syntax.
+        for pair in (each for header in headers for each in header.split(";")):
+            name, _, value = pair.strip().partition("=")
+            if name == self._name and (session := self._session(value)) is not None:
                 return session
         return None
 
     def read_head(self, head: bytes) -> Session | None:
         """Return the session in the beginning of a request; it permits nothing yet."""
-        return self.read(found[1].decode("ascii") for found in _COOKIE.finditer(head))
+        return self.read(found[1].decode("latin-1") for found in _COOKIE.finditer(head))
 
     def _session(self, value: str) -> Session | None:
         match = re.fullmatch(r"([12])\.([0-9]{1,12})\.([0-9a-f]{16})\.([\w-]{43})", value, re.ASCII)
