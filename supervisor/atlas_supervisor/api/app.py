@@ -230,7 +230,7 @@ def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
         async with one_at_a_time if route.heavy and not call.trusted else nullcontext():
             reply = await route.handler(call)
             if isinstance(reply, StreamReply):
-                return await _stream(request, connection, reply)
+                return await _stream(request, connection, reply, gate)
             if route.access in _CHANGES:
                 record = reply.payload if isinstance(reply.payload, DeployRecord) else None
                 _log_changed(request, connection, reply.status, record)
@@ -240,13 +240,13 @@ def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
 
 
 async def _stream(
-    request: web.Request, connection: TimedConnection, reply: StreamReply
+    request: web.Request, connection: TimedConnection, reply: StreamReply, gate: Gate
 ) -> web.StreamResponse:
-    """Send the parts of an open-ended answer until its source ends.
+    """Send the parts of an open-ended answer until its source or its session ends.
 
     Raises RefusedError if there are too many streams, ConnectionError if the client has left.
     """
-    source = reply.source
+    source, session = reply.source, None if reply.ends_itself else request[_CALLER].session
     try:
         response = messages.stream(reply)
         if request.method != "HEAD":
@@ -254,6 +254,8 @@ async def _stream(
             await response.prepare(request)
             try:
                 while (part := await source.next()) is not None:
+                    if session is not None and not gate.sessions.holds(session):
+                        break
                     await connection.send(request, response, part)
             # The head is sent already, so this can't become an error answer. The stream ends; the
             # client connects again and gets the error then.

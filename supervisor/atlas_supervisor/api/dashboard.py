@@ -267,7 +267,7 @@ async def _events(desk: _Desk, call: Request[Nothing, Nothing]) -> StreamReply:
 
     board = await desk.board(call.control)
     feed = await board.watch(_audience(call.rank), alive)
-    return StreamReply(feed, "text/event-stream", {"X-Accel-Buffering": "no"})
+    return StreamReply(feed, "text/event-stream", {"X-Accel-Buffering": "no"}, ends_itself=True)
 
 
 async def _sign_in(desk: _Desk, call: Request[Nothing, SignInForm]) -> Reply:

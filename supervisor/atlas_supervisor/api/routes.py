@@ -91,6 +91,8 @@ class StreamReply:
     source: StreamSource
     content_type: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    ends_itself: bool = False
+    """Whether the source says by itself that its session has ended."""
 
 
 @dataclass(frozen=True)
