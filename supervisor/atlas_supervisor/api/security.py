@@ -152,6 +152,8 @@ class Gate:
             raise errors.BAD_REQUEST.error()
         if peer.uid is None:
             self._check_host(request, peer)
+        else:
+            self._check_forwarded(request)
         for origin in request.headers.getall("Origin", []):
             if not self._is_own_origin(origin, request, peer):
                 raise errors.FOREIGN_ORIGIN.error(header="Origin")
@@ -186,6 +188,13 @@ class Gate:
         for host in hosts:
             name, port = _split(host)
             if port not in (None, self._port) or name not in self._names(peer):
+                raise errors.WRONG_HOST.error()
+
+    def _check_forwarded(self, request: web.BaseRequest) -> None:
+        """Refuse a name that DNS may lead to a forwarded Unix socket (`ssh -L PORT:SOCKET`)."""
+        for host in request.headers.getall("Host", []):
+            name, _ = _split(host)
+            if "." in name and name not in self._hosts and not _is_address(name):
                 raise errors.WRONG_HOST.error()
 
     def _is_own_origin(self, origin: str, request: web.BaseRequest, peer: Peer) -> bool:
@@ -301,6 +310,13 @@ def peer_of(sock: socket.socket) -> Peer:
 def is_loopback(addresses: Iterable[str]) -> bool:
     """Return whether all these IP addresses are loopback addresses."""
     return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
 
 def _bracketed(host: str) -> str:

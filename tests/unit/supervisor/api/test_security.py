@@ -232,10 +232,14 @@ async def test_a_cross_site_fetch_is_refused(tmp_path: Path, site: str) -> None:
         assert (await server.tcp("GET", "/docs", headers={"Sec-Fetch-Site": "none"})).status == 200
 
 
-async def test_the_unix_socket_checks_the_origin_but_not_the_host(tmp_path: Path) -> None:
+async def test_the_unix_socket_checks_the_origin_and_refuses_names_of_the_dns(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path) as server:
-        headers = {"Host": "any.example"}
-        assert (await server.unix("GET", "/livez", headers=headers)).status == 200
+        for host in ("any", "localhost:1", "192.0.2.1:9000", "[::1]:9000"):
+            assert (await server.unix("GET", "/livez", headers={"Host": host})).status == 200
+        rebound = await server.unix("GET", "/deploy/audit", headers={"Host": "evil.example:8793"})
+        assert (rebound.status, rebound.code) == (421, "wrong_host")
         for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
             assert (await server.unix("POST", "/deploy/switch", headers=headers)).status == 403
     assert server.control.asked == []
