@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -28,8 +29,10 @@ from atlas_supervisor.dashboard.sections import (
     traffic,
 )
 
-FORM_TOKEN = "@form-token@"  # noqa: S105 # a place for one
-"""Stands in forms for the token of the session, which sections do not know: they are shared."""
+FORM_TOKEN = f"@{secrets.token_hex(16)}@"
+"""Stands in forms for the token of the session, which sections do not know: they are shared.
+
+Nobody else knows it, or whoever can put text into a page would see the token there."""
 STATIC = Path(__file__).parent / "static"
 
 
@@ -72,6 +75,11 @@ def render_section(name: str, view: Mapping[str, Any], answers: Answers) -> str:
     """Return the HTML inside of a section."""
     template = _environment().get_template(f"{name}.html")
     return template.render(view, audience=answers.audience, form_token=FORM_TOKEN)
+
+
+def without(name: str, why: str) -> str:
+    """Return the HTML inside of a section that can't be shown."""
+    return str(Markup('<h2>{}</h2>\n<p class="remark">{}</p>').format(name.capitalize(), why))
 
 
 def render_page(sections: Mapping[str, str] | None, *, form_token: str, **values: Any) -> str:

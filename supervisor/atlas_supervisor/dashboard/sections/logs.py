@@ -9,6 +9,7 @@ from typing import Any
 from atlas_supervisor.cli.units import moment
 from atlas_supervisor.cli.words import Record
 from atlas_supervisor.dashboard.answers import Answers
+from atlas_supervisor.system.text import escaped
 
 SOURCES = ("supervisor", "blue", "green")
 _LINES = 12
@@ -36,11 +37,12 @@ def _line(text: str) -> Record:
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict) or "event" not in fields:
-        return {"at": None, "level": "", "text": text}
+        return {"at": None, "level": "", "text": escaped(text, keep="\t")}
     rest = " ".join(f"{name}={value}" for name, value in fields.items() if name not in _FIRST)
     at = fields.get("ts")
     return {
         "at": at if moment(at) else None,
-        "level": str(fields.get("level") or ""),
-        "text": f"{fields['event']} {rest}".rstrip(),
+        "level": escaped(str(fields.get("level") or "")),
+        # JSON has halves of characters, too, which no page can be encoded with.
+        "text": escaped(f"{fields['event']} {rest}".rstrip(), keep="\t"),
     }
