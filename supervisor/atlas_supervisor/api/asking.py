@@ -5,6 +5,7 @@ So the dashboard shows what the API answers and does what the API does: there is
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qsl
@@ -20,6 +21,8 @@ from atlas_supervisor.errors import AtlasError, RefusedError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.worker_text import disclosed, withheld
 
+_LONG_BYTES = 64 * 1024
+"""What is longer is read in a thread."""
 _ANYONE = Actor(name="anonymous", origin="internal")
 
 
@@ -87,8 +90,14 @@ class Asker:
         if not isinstance(payload, BaseModel):
             raise TypeError(f"{target} is not answered with JSON")
         data = payload.model_dump_json().encode()
-        answer: dict[str, Any] = from_json(disclosed(data) if sees_all else withheld(data))
-        return answer
+        if len(data) > _LONG_BYTES:
+            return await asyncio.to_thread(_read, data, sees_all=sees_all)
+        return _read(data, sees_all=sees_all)
+
+
+def _read(data: bytes, *, sees_all: bool) -> dict[str, Any]:
+    answer: dict[str, Any] = from_json(disclosed(data) if sees_all else withheld(data))
+    return answer
 
 
 def _as_json(refused: RefusedError, *, sees_all: bool) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -29,6 +29,7 @@ PERIOD_SECONDS = 1.0
 QUIET_TICKS = 2
 """After so many periods without a change an open page is sent the time: it is not stale."""
 _MOST_WAITING = 8
+_BROKEN = "This part can't be shown: the supervisor's log says why."
 _FRESH_SECONDS = 0.25
 """Pages that are opened within this time share their answers."""
 
@@ -80,12 +81,13 @@ class Board:
         """Return the HTML of each section as it is now."""
         rendering = self._renderings[audience]
         await rendering.look(self._ask)
-        return rendering.afresh()
+        return await rendering.afresh()
 
     async def watch(self, audience: Audience, alive: Callable[[], bool]) -> Feed:
         """Return the changes from now on; the first event has every section."""
         rendering = self._renderings[audience]
         await rendering.look(self._ask)
+        await rendering.render()
         if not any(each.audience is audience for each in self._feeds):
             rendering.begin()
         feed = Feed(self, audience, alive)
@@ -119,10 +121,22 @@ class Board:
         for audience in {each.audience for each in self._feeds}:
             rendering = self._renderings[audience]
             await rendering.look(self._ask)
+            await rendering.render()
             if block := rendering.changes():
                 for feed in self._feeds:
                     if feed.audience is audience:
                         feed.put(block, rendering.everything)
+
+
+class _Remade(NamedTuple):
+    """A section that was looked at again."""
+
+    name: str
+    seen: list[Record | None]
+    """The answers that its view was made of."""
+    view: Mapping[str, Any]
+    html: str | None
+    """None if the view is the same as before."""
 
 
 class _Rendering:
@@ -142,6 +156,9 @@ class _Rendering:
         self._afresh: dict[str, str] = {}
         self._afresh_at = float("-inf")
         self._unsent: set[str] = set()
+        self._broken: set[str] = set()
+        """Sections and requests that have failed."""
+        self._everything = b""
         self._quiet = 0
         self._one_at_a_time = asyncio.Lock()
 
@@ -153,28 +170,50 @@ class _Rendering:
                 return
             for request, seconds in self._needs.items():
                 if now >= self._due.get(request, now):
-                    answer = await ask(request, self._audience)
+                    await asyncio.sleep(0)  # answers from memory would else be one long turn
+                    answer = await self._answer(ask, request)
                     if answer != self._found.get(request):  # else it stays the same object
                         self._found[request] = answer
                     self._due[request] = now + seconds - PERIOD_SECONDS / 2
             self._looked = now
             self._answers = Answers(self._found, at=datetime.now(UTC), audience=self._audience)
 
+    async def _answer(self, ask: Ask, request: str) -> Record:
+        try:
+            answer = await ask(request, self._audience)
+        except Exception as error:  # noqa: BLE001  # a bug, logged: what others answer is shown
+            self._note(request, error)
+            return {"error": {"message": _BROKEN}}
+        self._broken.discard(request)
+        return answer
+
+    async def render(self) -> None:
+        """Render what has changed since, in a thread: the relay and the probes go on meanwhile."""
+        async with self._one_at_a_time:
+            for name, seen, view, html in await asyncio.to_thread(self._remade):
+                self._seen[name] = seen
+                if html is not None:
+                    self._views[name], self._html[name] = view, html
+                    self._unsent.add(name)
+            self._everything = b""
+
     def begin(self) -> None:
         """Forget what has changed while there was no page to send it to."""
-        self._render()
         self._unsent.clear()
 
-    def afresh(self) -> dict[str, str]:
+    async def afresh(self) -> dict[str, str]:
         """Return the HTML of each section, with the ages of the last look."""
-        if self._afresh_at != self._looked:  # a flood of requests costs no flood of renderings
-            self._afresh = {name: self._rendered(name) for name in page.SECTIONS}
-            self._afresh_at = self._looked
-        return self._afresh
+        async with self._one_at_a_time:
+            if self._afresh_at != self._looked:  # a flood of requests costs no flood of renderings
+                self._afresh = await asyncio.to_thread(self._all)
+                self._afresh_at = self._looked
+            return self._afresh
+
+    def _all(self) -> dict[str, str]:
+        return {name: self._made(name)[1] or "" for name in page.SECTIONS}
 
     def changes(self) -> bytes | None:
         """Return the event with what has changed; None if there is nothing to send."""
-        self._render()
         changed, self._unsent = self._unsent, set()
         self._quiet = 0 if changed else self._quiet + 1
         if not changed and self._quiet < QUIET_TICKS:
@@ -184,30 +223,43 @@ class _Rendering:
 
     def everything(self) -> bytes:
         """Return the event with every section."""
-        self._render()
-        return self._event(self._html)
+        if not self._everything:  # all that are late share it
+            self._everything = self._event(self._html)
+        return self._everything
 
     def _event(self, names: Iterable[str]) -> bytes:
         sections = {name: self._html[name] for name in names}
         return _event("sections", {"at": self._answers.at.isoformat(), "sections": sections})
 
-    def _render(self) -> None:
-        """Render the sections whose view is another one than what was rendered."""
+    def _remade(self) -> list[_Remade]:
+        """Return the sections whose answers are others than those that were looked at."""
+        found = []
         for name, section in page.SECTIONS.items():
             seen = [self._found.get(request) for request in section.NEEDS]
             before = self._seen.get(name)
-            if before and all(each is then for each, then in zip(seen, before, strict=True)):
-                continue
-            self._seen[name] = seen
-            view = section.view(self._answers)
-            if view != self._views.get(name):
-                self._views[name] = view
-                self._html[name] = page.render_section(name, view, self._answers)
-                self._unsent.add(name)
+            if not before or any(each is not then for each, then in zip(seen, before, strict=True)):
+                found.append(_Remade(name, seen, *self._made(name, self._views.get(name))))
+        return found
 
-    def _rendered(self, name: str) -> str:
-        view = page.SECTIONS[name].view(self._answers)
-        return page.render_section(name, view, self._answers)
+    def _made(
+        self, name: str, known: Mapping[str, Any] | None = None
+    ) -> tuple[Mapping[str, Any], str | None]:
+        """Return the view of a section and its HTML, None for that of the known view."""
+        try:
+            view = page.SECTIONS[name].view(self._answers)
+            html = None if view == known else page.render_section(name, view, self._answers)
+        except Exception as error:  # noqa: BLE001  # a bug, logged: other sections stand
+            self._note(name, error)
+            view = {"broken": name}
+            return view, None if view == known else page.without(name, _BROKEN)
+        self._broken.discard(name)
+        return view, html
+
+    def _note(self, what: str, error: Exception) -> None:
+        """Log the failure of a section or a request, until it is mended."""
+        if what not in self._broken:
+            self._broken.add(what)
+            log.error("dashboard_failed", part=what, exc_info=error)
 
 
 def _event(kind: str, data: Mapping[str, Any]) -> bytes:

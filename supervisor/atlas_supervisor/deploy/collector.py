@@ -218,7 +218,7 @@ def _requests(requests: Requests) -> Iterator[Metric]:
     )
     seconds = HistogramMetricFamily(
         "atlas_request_seconds",
-        "Latency of users' requests that are ansared, until the response ends.",
+        "Latency of users' requests that are answered, until the response ends.",
         labels=["slot", "version"],
     )
     for (slot, version), totals in requests.items():

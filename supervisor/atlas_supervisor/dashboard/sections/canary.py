@@ -42,6 +42,8 @@ CANARY = "/deploy/canary"
 REPORT = "/deploy/canary/report?hours=24"
 NEEDS: Mapping[str, float] = {CANARY: 5, REPORT: 15}
 
+_MOST = 30
+"""Features that are shown; of more, those that changed last."""
 _QUANTILES = ("p50", "p95", "p99")
 _TONES = {"green": "good", "red": "bad", "yellow": "muted"}
 _ENDS = ("low", "estimate", "high")
@@ -63,6 +65,9 @@ def view(answers: Answers) -> Mapping[str, Any]:
     now, report = answers[CANARY], answers[REPORT]
     reports = {each["feature"]: each for each in objects(report.get("features"))}
     fallback = mapping(now.get("fallback"))
+    features = objects(now.get("features"))
+    if len(features) > _MOST:
+        features = sorted(features, key=lambda each: str(each["since_ts"]), reverse=True)
     return {
         "error": answers.error(CANARY) or answers.error(REPORT),
         "off": None if now.get("enabled") or fallback else OFF,
@@ -70,9 +75,9 @@ def view(answers: Answers) -> Mapping[str, Any]:
         "way_out": WAY_OUT,
         "none": NO_FEATURES,
         "features": [
-            _feature(each, reports.get(each["feature"], {}), report)
-            for each in objects(now.get("features"))
+            _feature(each, reports.get(each["feature"], {}), report) for each in features[:_MOST]
         ],
+        "more": max(len(features) - _MOST, 0),
     }
 
 

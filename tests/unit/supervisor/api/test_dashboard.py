@@ -21,9 +21,10 @@ from atlas_supervisor.api.routes import Access, AnyRoute
 from atlas_supervisor.api.security import Caller, Gate
 from atlas_supervisor.api.server import table
 from atlas_supervisor.api.sessions import Rank
-from atlas_supervisor.dashboard import page
+from atlas_supervisor.dashboard import live, page
 from atlas_supervisor.dashboard.actions import ACTIONS
 from atlas_supervisor.dashboard.answers import Audience
+from atlas_supervisor.dashboard.sections import slots
 from atlas_supervisor.errors import AtlasError, RefusedError
 from atlas_supervisor.model.actor import Actor
 from tests.unit.supervisor.api.support import (
@@ -215,6 +216,29 @@ async def test_a_changed_cookie_is_no_session(tmp_path: Path) -> None:
             headers = {"Cookie": f"{label}={forged}"}
             answer = await server.tcp("GET", "/deploy/audit", headers=headers)
             assert (answer.status, answer.code) == (401, "token_required")
+
+
+async def test_cookies_of_other_applications_do_not_hide_the_session(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        own = (await signed_in(server))["Cookie"]
+        for others in ('a={"x":1,"y":"é"}; {}', "{}; dark mode; b[0]=@", 'c="open; {}'):
+            headers = {"Cookie": others.replace("{}", own)}
+            assert (await server.tcp("GET", "/deploy/audit", headers=headers)).status == 200
+
+
+async def test_a_log_that_is_followed_ends_with_its_session(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        session = await signed_in(server)
+        fields = {"form_token": form_token(await server.tcp("GET", "/", headers=session))}
+        url = f"http://{server.authority}/deploy/logs/supervisor?follow=true&lines=1"
+        log = tmp_path / "supervisor.jsonl"
+        log.write_text('{"ts": "2026-01-05T09:30:00Z", "level": "info", "event": "before"}\n')
+        async with aiohttp.ClientSession() as client, client.get(url, headers=session) as stream:
+            assert b"before" in await asyncio.wait_for(stream.content.readline(), 10)
+            await server.tcp("POST", "/dashboard/session/end", headers=session, data=fields)
+            with log.open("a") as file:
+                file.write('{"ts": "2026-01-05T09:30:01Z", "level": "info", "event": "after"}\n')
+            assert await asyncio.wait_for(stream.content.read(), 10) == b""
 
 
 async def test_a_session_ends_with_its_time(
@@ -513,6 +537,23 @@ async def test_a_reader_gets_no_buttons_over_the_stream_either(tmp_path: Path) -
             _, operator = await next_event(stream)
     assert "dashboard/actions" not in json.dumps(reader)
     assert "dashboard/actions" in json.dumps(operator)
+
+
+async def test_one_broken_section_leaves_the_page_standing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_FRESH_SECONDS", 0)
+    async with running(tmp_path) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(slots, "view", lambda _answers: {}["rows"])
+            shown = await server.tcp("GET", "/", headers=BEARER)
+            async with watching(server, BEARER) as stream:
+                _, event = await next_event(stream)
+        mended = await server.tcp("GET", "/", headers=BEARER)
+    for text in (shown.body.decode(), "".join(event["sections"].values())):
+        assert "1.4.0 serves all traffic" in text
+        assert text.count("can&#39;t be shown") == 1
+    assert "can&#39;t be shown" not in mended.body.decode()
 
 
 async def test_a_broken_database_leaves_the_page_standing(tmp_path: Path) -> None:

@@ -236,6 +236,16 @@ def test_logs_show_their_last_lines_as_text() -> None:
     assert "nothing was written yet" in html("logs", answers({each: {} for each in found}))
 
 
+def test_a_worker_can_print_no_line_that_a_page_cannot_have() -> None:
+    lines = ['{"event": "half \\ud800 of one", "level": "\\udfff"}', "\u202eturned", "a\x1b[31m"]
+
+    text = html("logs", answers({request: {"lines": lines} for request in logs.NEEDS}))
+
+    assert text.encode().count(b"half \\ud800 of one") == 3
+    assert "\\u202eturned" in text
+    assert "\x1b" not in text
+
+
 def test_readers_without_a_token_learn_how_to_see_logs_and_audit() -> None:
     refused = dict.fromkeys((*logs.NEEDS, *audit.NEEDS), REFUSED)
     asked = answers(refused, Audience.READER)
@@ -253,3 +263,22 @@ def test_the_audit_trail_says_who_did_what() -> None:
     assert "uid:0" in text
     assert '<td class="warn">refused</td>' in text
     assert "a 1 + &lt;x&gt;" in text
+
+
+def test_of_a_thousand_features_those_are_shown_that_changed_last() -> None:
+    asked = canaries()
+    (feature,) = asked[canary.CANARY]["features"]
+    many = [
+        {
+            **feature,
+            "feature": f"f{number}",
+            "since_ts": f"2026-01-05T09:{number // 60:02}:{number % 60:02}Z",
+        }
+        for number in range(1000)
+    ]
+
+    text = html("canary", answers({canary.CANARY: {**asked[canary.CANARY], "features": many}}))
+
+    assert text.count('<article id="feature-') == 30
+    assert 'id="feature-f999"' in text
+    assert "970 more" in text
