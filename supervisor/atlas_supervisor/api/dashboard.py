@@ -285,7 +285,8 @@ async def _sign_out(desk: _Desk, call: Request[Nothing, ActionForm]) -> Reply:
     if session := call.session:
         _check(desk, call)
         desk.sessions.end(session.id)
-        call.control.audit.enqueue(call.actor, "session", "ended", subject=session.id)
+        # Written before the answer: a daemon that is killed then must know of it.
+        await call.control.audit.record(call.actor, "session", "ended", subject=session.id)
     return _back("../../", {"Set-Cookie": desk.sessions.clear_cookie()})
 
 

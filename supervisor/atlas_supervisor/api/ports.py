@@ -177,6 +177,11 @@ class AuditPort(Protocol):
     ) -> object:
         """Queue an entry, without waiting until it is written."""
 
+    async def record(
+        self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
+    ) -> None:
+        """Write an entry; if the disk fails, it stays queued."""
+
 
 class LogPort(Protocol):
     """The daemon's own log, and the workers' output."""

@@ -91,7 +91,7 @@ class Sessions:
 
     def read(self, headers: Iterable[str]) -> Session | None:
         """Return the session in `Cookie` headers; None if there is none that holds."""
-        # Cookies of other applications of this host come along, in whatever syntax.
+        # Cookies of other applications of this host come along, and may have any syntax.
         for pair in (each for header in headers for each in header.split(";")):
             name, _, value = pair.strip().partition("=")
             if name == self._name and (session := self._session(value)) is not None:

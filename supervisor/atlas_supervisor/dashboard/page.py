@@ -32,7 +32,7 @@ from atlas_supervisor.dashboard.sections import (
 FORM_TOKEN = f"@{secrets.token_hex(16)}@"
 """Stands in forms for the token of the session, which sections do not know: they are shared.
 
-Nobody else knows it, or whoever can put text into a page would see the token there."""
+It is a secret: a worker that printed it would have the token shown there."""
 STATIC = Path(__file__).parent / "static"
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from atlas_supervisor.cli.units import moment
 from atlas_supervisor.cli.words import Record
 from atlas_supervisor.dashboard.answers import Answers
-from atlas_supervisor.system.text import escaped
 
 SOURCES = ("supervisor", "blue", "green")
 _LINES = 12
@@ -37,12 +36,16 @@ def _line(text: str) -> Record:
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict) or "event" not in fields:
-        return {"at": None, "level": "", "text": escaped(text, keep="\t")}
+        return {"at": None, "level": "", "text": _printable(text)}
     rest = " ".join(f"{name}={value}" for name, value in fields.items() if name not in _FIRST)
     at = fields.get("ts")
     return {
         "at": at if moment(at) else None,
-        "level": escaped(str(fields.get("level") or "")),
-        # JSON has halves of characters, too, which no page can be encoded with.
-        "text": escaped(f"{fields['event']} {rest}".rstrip(), keep="\t"),
+        "level": _printable(str(fields.get("level") or "")),
+        "text": _printable(f"{fields['event']} {rest}".rstrip()),
     }
+
+
+def _printable(text: str) -> str:
+    """Return a line without control characters, and halves of characters, which JSON may have."""
+    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)

@@ -241,6 +241,11 @@ class MemoryAudit:
     ) -> None:
         self.recorded.append((actor, action, outcome, detail))
 
+    async def record(self, actor: Actor, action: str, outcome: str, **more: Any) -> None:
+        self.recorded.append((actor, action, outcome, more))
+        entry = {"actor": actor.name, "action": action, "outcome": outcome, **more}
+        self.written.insert(0, audit.ENTRY.model_copy(update=entry))
+
 
 @dataclass
 class MemoryMetrics:

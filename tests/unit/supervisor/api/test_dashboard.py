@@ -269,6 +269,7 @@ async def test_after_signing_out_the_cookie_is_worth_nothing(tmp_path: Path) -> 
     assert "Max-Age=0" in answer.headers["Set-Cookie"]
     assert after.status == 401
     assert server.audit.recorded[-1][1:3] == ("session", "ended")
+    assert server.audit.written[0].subject == session["Cookie"].split(".")[2]  # before the answer
 
 
 async def test_a_session_lives_through_a_restart_but_not_if_it_was_ended(tmp_path: Path) -> None:
