@@ -546,7 +546,7 @@ async def test_one_broken_section_leaves_the_page_standing(
     monkeypatch.setattr(live, "_FRESH_SECONDS", 0)
     async with running(tmp_path) as server:
         with monkeypatch.context() as patch:
-            patch.setattr(slots, "view", lambda _answers: {}["rows"])
+            patch.setattr(slots, "view", lambda _answers: 1 // 0)
             shown = await server.tcp("GET", "/", headers=BEARER)
             async with watching(server, BEARER) as stream:
                 _, event = await next_event(stream)
