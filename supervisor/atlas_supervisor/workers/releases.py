@@ -208,12 +208,16 @@ class Releases:
             raise UnknownReleaseError(f"{found.path} now holds version {found.version}")
         return found
 
-    def why_gone(self, release: Release, *, thorough: bool) -> str | None:
+    def why_gone(self, release: Release, *, active: Release | None, thorough: bool) -> str | None:
         """Return why a recorded release can't be launched again; None if it can.
 
-        Unless it is to be thorough, versions that take time to find out are not looked up.
+        Unless it is to be thorough, versions that take time to find out are not looked up: what
+        was launched from a folder without a name is over once another version was.
         """
         if not thorough and release.source in {VersionSource.GIT, VersionSource.DIGEST}:
+            same = active is not None and release.name is None and active.path == release.path
+            if active is not None and same and active.version != release.version:
+                return f"{release.path} has held version {active.version} since"
             return missing(release)
         try:
             self.unchanged(release)

@@ -183,6 +183,20 @@ def test_another_version_in_the_same_folder_is_a_problem_until_it_is_the_old_one
     assert releases.checked(changed) == release
 
 
+def test_without_a_look_at_the_files_a_folder_holds_what_was_launched_from_it_last(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "main.py").write_text("1")
+    found = Releases(directory=tmp_path, releases_dir=None)
+    first = found.find(None)
+    (tmp_path / "main.py").write_text("2")
+    second = found.find(None)
+    assert found.why_gone(second, active=second, thorough=False) is None
+    assert found.why_gone(first, active=None, thorough=False) is None
+    why = f"{tmp_path} has held version {second.version} since"
+    assert found.why_gone(first, active=second, thorough=False) == why
+
+
 def test_a_look_up_that_fails_at_a_restart_is_no_other_version(
     releases: Releases, tmp_path: Path
 ) -> None:
