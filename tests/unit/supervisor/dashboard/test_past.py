@@ -211,6 +211,15 @@ def test_evidence_of_nothing_and_calls_of_nothing_are_not_drawn() -> None:
     assert "<svg" not in text
 
 
+def test_with_canaries_off_features_without_calls_are_not_listed() -> None:
+    none = examples.REPORT.features[0].canary.model_copy(update={"calls": 0})
+    asked = canaries(canary=none, stable=none)
+    asked[canary.CANARY]["enabled"] = False
+    text = html("canary", asked)
+    assert "Canaries are off" in text
+    assert "<article" not in text
+
+
 # Health, logs and audit.
 
 
