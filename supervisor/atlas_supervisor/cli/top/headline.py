@@ -24,6 +24,8 @@ _EXPENDABLE = ("memory", "cpu", "up")
 _STYLES = {OK: "bold green", BAD: "bold red", NOTE: "bold yellow", EVENT: "dim"}
 _NO_CHANGE = frozenset({"refused", "resumed", "not_needed"})
 """Outcomes in the audit trail by which nothing changed."""
+_NO_ACTION = frozenset({"request", "session"})
+"""A request that was denied, and a session of the dashboard: they change nothing that runs."""
 
 
 class Headline(NamedTuple):
@@ -115,7 +117,7 @@ def last_change(status: Record, deploy: Record, entries: list[Record]) -> str:
 
 
 def _is_change(entry: Record) -> bool:
-    return entry.get("outcome") not in _NO_CHANGE and entry.get("action") != "request"
+    return entry.get("outcome") not in _NO_CHANGE and entry.get("action") not in _NO_ACTION
 
 
 def _by(entry: Record, entries: list[Record]) -> str:

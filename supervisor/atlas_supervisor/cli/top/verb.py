@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from importlib.metadata import requires
 
@@ -54,4 +55,4 @@ def _command() -> str:
         ),
         _LIBRARY,
     )
-    return f'{sys.executable} -m pip install "{wanted}"'
+    return f'{shlex.quote(sys.executable)} -m pip install "{wanted}"'

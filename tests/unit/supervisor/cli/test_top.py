@@ -307,6 +307,14 @@ def test_without_the_audit_trail_the_last_change_is_the_last_deploy() -> None:
     assert words.endswith(" ago: deploy requested by uid:0")
 
 
+def test_a_session_of_the_dashboard_is_no_change() -> None:
+    ts = datetime.now(UTC).isoformat()
+    signed_in = {"action": "session", "outcome": "begun", "actor": "session:1", "ts": ts}
+    switched = {"action": "deploy", "outcome": "switched", "actor": "uid:0", "ts": ts}
+    words = last_change(serving(), {}, [signed_in, switched])
+    assert words.startswith("deploy: switched, ")
+
+
 async def test_top_is_refused_without_a_terminal_and_with_json(
     daemon: Played, atlasctl: Call
 ) -> None:
@@ -319,6 +327,7 @@ async def test_top_is_refused_without_a_terminal_and_with_json(
 async def test_without_textual_top_names_the_command_that_installs_it(
     daemon: Played, atlasctl: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "executable", "/srv/my shop/.venv/bin/python")
     monkeypatch.delitem(sys.modules, "atlas_supervisor.cli.top.app")
     monkeypatch.setitem(sys.modules, "textual", None)
     for name in [each for each in sys.modules if each.startswith("textual.")]:
@@ -326,4 +335,4 @@ async def test_without_textual_top_names_the_command_that_installs_it(
     outcome = await atlasctl("top")
     assert outcome.code == 1
     assert "needs Textual" in outcome.err
-    assert '-m pip install "textual' in outcome.err
+    assert "'/srv/my shop/.venv/bin/python' -m pip install \"textual" in outcome.err
