@@ -120,7 +120,10 @@ def _api(settings: Settings) -> None:
             continue
         missing = True
         if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
-            raise StartRefusedError(f"{key}: {path} can't be made in its folder")
+            raise StartRefusedError(
+                f"{key}: {path} can't be made in its folder, which this user may not write; name a "
+                "file in STATE_DIR"
+            )
     if not missing:
         api_options(settings)
 

@@ -33,8 +33,8 @@ RESTART_SECONDS = 15.0
 _RETRY_PAUSE_SECONDS = 0.2
 
 START_HINT = (
-    "Start it with `atlas-supervisor` (in a checkout: ./scripts/start), or name another one with "
-    "--env-file or --url."
+    "Start it with `atlas-supervisor` (in a checkout: ./scripts/start; of a service, `systemctl "
+    "status` says why it is down), or name another one with --env-file or --url."
 )
 UNSURE_HINT = (
     "The request may have been executed all the same; check with `atlasctl status` or `atlasctl "

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from atlas_supervisor.config import load_settings
 from atlas_supervisor.config.settings import FIELD_OF_KEY
@@ -37,7 +38,8 @@ def examine(env_file: Path | None) -> Report:
 
 def _mend(fault: str, env_file: Path) -> str:
     if os.strerror(errno.EACCES) in fault and os.geteuid() != 0:
-        return f"If the daemon is another user's: sudo atlasctl doctor --env-file {env_file}"
+        command = f"sudo atlasctl doctor --env-file {quote(str(env_file))}"
+        return f"If the daemon is another user's: {command}"
     return f"Correct it in {env_file}; atlas-supervisor --check checks it again."
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import distributions, version
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import anyio
@@ -99,7 +100,7 @@ def installation(settings: Settings, env_file: Path) -> Iterator[Finding]:
         daemon = running_daemon(settings.state_dir)
     except HiddenError:
         message = f"STATE_DIR={settings.state_dir} is closed to this user"
-        yield warn("daemon", message, f"sudo atlasctl doctor --env-file {env_file}")
+        yield warn("daemon", message, f"sudo atlasctl doctor --env-file {quote(str(env_file))}")
         return
     yield daemon_found(settings, daemon, env_file)
     with as_user_of(settings, daemon):
@@ -132,7 +133,7 @@ def daemon_found(settings: Settings, daemon: Daemon | None, env_file: Path) -> F
     """Report whether a daemon runs, or has left workers behind."""
     if daemon is not None:
         return ok("daemon", f"{procfs.describe(daemon.pid)}, uid {daemon.uid}")
-    start = f"atlas-supervisor --env-file {env_file}"
+    start = f"atlas-supervisor --env-file {quote(str(env_file))}"
     if left := pids_of(find_survivors(settings.state_dir, ())):
         pids = ", ".join(map(str, left))
         message = f"none runs, and workers of an earlier one serve on (pid {pids})"
@@ -160,7 +161,9 @@ def disk(folder: Path) -> Finding:
     found = anyio.run(disk_free, folder)
     message = f"{found.value or 0:,.0f} MiB {found.message}"
     if found.status in _LEVELS:
-        return _LEVELS[found.status]("disk", message, f"du -xh {folder} | sort -h | tail")
+        return _LEVELS[found.status](
+            "disk", message, f"du -xh {quote(str(folder))} | sort -h | tail"
+        )
     return ok("disk", message)
 
 

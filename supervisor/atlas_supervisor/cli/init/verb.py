@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def init(folder: Path, *, yes: bool, unit: bool, force: bool) -> None:
     if not gaps and _daemon_runs(folder, settings):
         _try_out(folder, yes=yes)
     else:
-        screen.print(Text(), *_next_steps(folder, unit=unit))
+        screen.print(Text(), *_next_steps(folder, settings, unit=unit))
 
 
 def _chosen(screen: Screen, folder: Path, found: list[Application], *, yes: bool) -> Application:
@@ -152,12 +153,14 @@ def _try_out(folder: Path, *, yes: bool) -> None:
     context.invoke(deploy, release=None, dry_run=True, no_wait=False)
 
 
-def _next_steps(folder: Path, *, unit: bool) -> Iterator[RenderableType]:
-    here = folder == Path.cwd()
-    option = "" if here else f" --env-file {folder / ENV_FILE}"
+def _next_steps(folder: Path, settings: dict[str, str], *, unit: bool) -> Iterator[RenderableType]:
+    env_file = shlex.quote(str(folder / ENV_FILE))
+    option = "" if folder == Path.cwd() else f" --env-file {env_file}"
     yield safe("next:", "dim")
     if unit:
-        yield safe(f"  sudo ./scripts/install-systemd --env-file {folder / ENV_FILE} --now")
+        yield safe(f"  sudo ./scripts/install-systemd --env-file {env_file} --now")
     else:
         yield safe(f"  atlas-supervisor{option}")
     yield safe(f"  atlasctl deploy{option}    in a second terminal, after each change")
+    public, control = settings["PUBLIC_PORT"], settings["CONTROL_PORT"]
+    yield safe(f"clients: port {public}, dashboard: port {control}", "dim")

@@ -268,7 +268,8 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
         calls.append(arguments)
-        return subprocess.CompletedProcess([], 0, "STATE_DIR=/no/such/folder\nOK\n", "")
+        printed = "STATE_DIR=/no/such/folder\nPUBLIC_PORT=8800\nCONTROL_PORT=8803\nOK\n"
+        return subprocess.CompletedProcess([], 0, printed, "")
 
     monkeypatch.setattr(program, "run_program", run)
     monkeypatch.setattr(files, "_is_free", lambda port: port >= 8800)
@@ -296,6 +297,7 @@ async def test_settings_and_a_smoke_test_are_written_and_checked(
     ]
     assert 'path = "/up"' in (tmp_path / "smoke.toml").read_text()
     assert f"atlas-supervisor --env-file {tmp_path}/atlas.env" in outcome.out
+    assert "clients: port 8800, dashboard: port 8803" in outcome.out
     assert names(tmp_path) == {"main.py", "atlas.env", "smoke.toml"}
 
 
