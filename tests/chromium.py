@@ -6,6 +6,7 @@ It sees what a person's browser would: what is drawn, what the console says, who
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import shutil
 import signal
@@ -33,6 +34,9 @@ _QUIET = [
     "--disable-sync",
     "--remote-debugging-port=0",
 ]
+_KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, ""), " ": (32, " ")}
+"""What a key is to the protocol: its code, and what it types."""
+_SHIFT = 8
 _LOOPBACK_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
 
@@ -51,6 +55,51 @@ class Page:
         for domain in ("Network", "Log", "Runtime"):
             await self.call(f"{domain}.enable")
         await self.call("Page.navigate", url=url)
+
+    async def show_as(
+        self, *, width: int, height: int = 900, scheme: str = "light", phone: bool = False
+    ) -> None:
+        """Be a screen of this size, in CSS pixels, whose owner wants `light` or `dark`."""
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
+        await self.call("Emulation.setDeviceMetricsOverride", **screen)
+        wanted = [{"name": "prefers-color-scheme", "value": scheme}]
+        await self.call("Emulation.setEmulatedMedia", features=wanted)
+
+    async def click(self, selector: str) -> None:
+        """Click what a person sees there; it fails if something lies upon it."""
+        place = (
+            f"(() => {{ const it = document.querySelector({selector!r});"
+            "it.scrollIntoView({ block: 'nearest', behavior: 'instant' });"
+            "const { x, y, width, height } = it.getBoundingClientRect();"
+            "const [left, top] = [x + width / 2, y + height / 2];"
+            "const hit = document.elementFromPoint(left, top);"
+            "return [left, top, hit !== null && it.contains(hit)]; })()"
+        )
+        await self.until(
+            "document.readyState === 'complete' && "
+            f"document.querySelector({selector!r})?.checkVisibility()"
+        )
+        left, top, is_hit = await self.evaluate(place)
+        assert is_hit, f"{selector} can't be clicked"
+        for kind in ("mousePressed", "mouseReleased"):
+            button = {"x": left, "y": top, "button": "left", "clickCount": 1}
+            await self.call("Input.dispatchMouseEvent", type=kind, **button)
+
+    async def press(self, key: str, *, shift: bool = False) -> None:
+        """Press a key: Enter, Tab, Escape or the space bar."""
+        code, text = _KEYS[key]
+        pressed = {"key": key, "windowsVirtualKeyCode": code, "modifiers": _SHIFT * shift}
+        await self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **pressed)
+        await self.call("Input.dispatchKeyEvent", type="keyUp", **pressed)
+
+    async def type(self, text: str) -> None:
+        """Type text where the focus is."""
+        await self.call("Input.insertText", text=text)
+
+    async def picture(self) -> bytes:
+        """Return a picture of the whole page, as PNG."""
+        shot = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        return base64.b64decode(shot["data"])
 
     async def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression, awaited if it is a promise."""

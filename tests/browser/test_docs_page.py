@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
-
-from tests.chromium import PROGRAM, Browser
+from tests.chromium import Browser
 from tests.harness import free_ports
 from tests.integration import nginx
 from tests.unit.supervisor.api.support import Server, eventually, running
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
-
 _PATHS = "[...document.querySelectorAll('.opblock-summary-path')].map((it) => it.dataset.path)"
 _DOCUMENT = "fetch('/openapi.json').then((answer) => answer.json())"
 _DEPLOY = "#operations-Deploy-post_deploy_bluegreen"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    found = Browser(tmp_path_factory.mktemp("chromium"))
-    try:
-        yield found
-    finally:
-        found.end()
 
 
 async def test_the_page_shows_all_operations_asks_nobody_else_and_could_not(

@@ -1,0 +1,162 @@
+"""The dashboard of a real daemon in a real browser, used as a person uses it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chromium import Browser, Page
+from tests.harness import DaemonProcess, Setting
+from tests.integration.support import releases, scripted_daemon
+
+AXE = Path(__file__).parent / "node_modules/axe-core/axe.min.js"
+needs_axe = pytest.mark.skipif(
+    not AXE.exists(), reason="needs axe-core: npm ci --prefix tests/browser"
+)
+
+DESK = {"width": 1400, "height": 900}
+PHONE = {"width": 390, "height": 844, "phone": True}
+
+LIVE = "document.body.classList.contains('following')"
+LOST = ("Failed to load resource: net::ERR_",)
+"""What the browser's console says while the supervisor is away."""
+_FOUND = (
+    "axe.run(document, { resultTypes: ['violations'] }).then(({ violations }) => violations.flatMap("
+    "({ id, nodes }) => nodes.map(({ target, failureSummary }) =>"
+    "`${id}: ${target}: ${failureSummary}`)))"
+)
+
+
+@dataclass
+class Notice:
+    """What the page says after an action."""
+
+    text: str
+    command: str
+    audit: list[str]
+
+
+class Dashboard:
+    """One open dashboard."""
+
+    def __init__(self, page: Page, daemon: DaemonProcess) -> None:
+        self.page = page
+        self.daemon = daemon
+        self.url = f"http://127.0.0.1:{daemon.control_port}/"
+
+    async def open(self) -> None:
+        await self.page.open(self.url)
+        await self.page.until(f"document.readyState === 'complete' && {LIVE}")
+
+    async def sign_in(self, token: str | None = None) -> None:
+        """Sign in as a person does: with the token pasted, and Enter."""
+        await self.open()
+        await self.page.click("#token")
+        await self.page.type(token or self.daemon.token)
+        await self.page.press("Enter")
+        await self.page.until(f"!!document.querySelector('#sign-out') && {LIVE}")
+
+    async def ask(self, name: str) -> str:
+        """Press an action's button; return the command that its dialog shows."""
+        await self.page.click(f"#ask-{name}")
+        await self.page.until(f"document.querySelector('#confirm-{name}:popover-open') !== null")
+        command: str = await self.text(f"#confirm-{name} [data-command]")
+        return command
+
+    async def choose(self, name: str, release: str) -> str:
+        """Choose a release in an open dialog; return the command that it shows then."""
+        choice = f"document.querySelector('#release-{name}')"
+        await self.page.evaluate(
+            f"{choice}.value = {release!r};"
+            f"{choice}.dispatchEvent(new Event('change', {{ bubbles: true }}))"
+        )
+        command: str = await self.text(f"#confirm-{name} [data-command]")
+        return command
+
+    async def confirm(self, name: str) -> Notice:
+        """Do what an open dialog asks; return what the page says of it."""
+        await self.page.evaluate("document.querySelector('#said').replaceChildren()")
+        await self.page.click(f"#do-{name}")
+        await self.page.until("!!document.querySelector('#said .notice')")
+        lines = await self.page.evaluate(
+            "[...document.querySelectorAll('#said p')].map((it) => it.innerText)"
+        )
+        audit = [line for line in lines if line.startswith("audit ")]
+        command = next((line for line in lines if line.startswith("atlasctl ")), "")
+        return Notice(lines[0], command, audit)
+
+    async def text(self, selector: str) -> str:
+        shown: str = await self.page.evaluate(
+            f"document.querySelector({selector!r})?.innerText ?? ''"
+        )
+        return shown
+
+    async def until_text(self, selector: str, text: str) -> None:
+        await self.page.until(
+            f"(document.querySelector({selector!r})?.innerText ?? '').includes({text!r})"
+        )
+
+    async def has(self, selector: str) -> bool:
+        return bool(await self.page.evaluate(f"!!document.querySelector({selector!r})"))
+
+    async def until_there(self, selector: str) -> None:
+        await self.page.until(f"!!document.querySelector({selector!r})")
+
+    async def colour(self, selector: str, what: str) -> str:
+        """Return a computed style."""
+        style = f"getComputedStyle(document.querySelector({selector!r}))"
+        found: str = await self.page.evaluate(f"{style}.getPropertyValue({what!r})")
+        return found
+
+    async def faults(self) -> list[str]:
+        """Return what axe-core has against the page as it is."""
+        if not await self.page.evaluate("'axe' in window"):
+            await self.page.evaluate(AXE.read_text() + "; undefined")
+        found: list[str] = await self.page.evaluate(_FOUND)
+        return found
+
+    async def overhang(self) -> list[str]:
+        """Return what is wider than the screen, unless it scrolls by itself."""
+        found: list[str] = await self.page.evaluate(
+            "document.documentElement.scrollWidth <= innerWidth ? [] :"
+            "[...document.querySelectorAll('body *')].filter((it) => "
+            "it.getBoundingClientRect().right > innerWidth && !it.closest('.scroll'))"
+            ".map((it) => `${it.nodeName} ${it.id} ${it.className}`)"
+        )
+        return found
+
+
+@asynccontextmanager
+async def dashboard(
+    browser: Browser, daemon: DaemonProcess, *, expected: tuple[str, ...] = ()
+) -> AsyncIterator[Dashboard]:
+    """Yield a tab at the dashboard, at the end of which nothing may have been complained of.
+
+    `expected` are beginnings of complaints that the test brings about.
+    """
+    async with browser.blank_page() as page:
+        await page.show_as(**DESK)
+        shown = Dashboard(page, daemon)
+        yield shown
+        assert [each for each in page.complaints if not each.startswith(expected)] == []
+        assert [each for each in page.requests if not each.startswith((shown.url, "data:"))] == []
+
+
+@asynccontextmanager
+async def watched_daemon(
+    folder: Path, settings: Mapping[str, Setting] | None = None, **more: Any
+) -> AsyncIterator[DaemonProcess]:
+    """A daemon with two releases, of which the first serves; going back to it is warm."""
+    quick: dict[str, Setting] = {
+        "RELEASES_DIR": releases(folder, "r1", "r2"),
+        "HEALTH_PROBES": 1,
+        "KEEP_WARM_SECONDS": 60,
+        "KEEP_WARM_FOREIGN": "true",
+    }
+    async with scripted_daemon(folder, {**quick, **(settings or {})}, **more) as daemon:
+        yield daemon
