@@ -28,7 +28,7 @@ hypothesis.settings.load_profile("suite")
 FOLDER = Path(__file__).parent
 PARTED = (FOLDER, FOLDER / "unit", FOLDER / "unit/supervisor")
 """Folders whose parts are collected one by one."""
-LONG = ("acceptance", "faults", "integration", "simulation", "systemd")
+LONG = ("acceptance", "browser", "faults", "integration", "simulation", "systemd")
 LONGEST = ("test_openapi_fuzzing", "test_zero_loss", "test_readme", "test_reload", "test_guard")
 """Folders with tests that take their time, and modules with those that take the most."""
 

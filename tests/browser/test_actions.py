@@ -153,7 +153,7 @@ async def test_a_reload_is_followed_and_a_ramp_steered_by_its_buttons(
         actions = Actions(shown)
         await actions.do("reload", is_reloaded)
         (entry,) = await trail(daemon)
-        assert (entry["action"], entry["outcome"]) == ("reload", "requested")
+        assert (entry["action"], entry["outcome"]) == ("reload", "accepted")
 
         await daemon.deploy("r2", wait="false")
         actions = Actions(shown, first=len(await trail(daemon)))

@@ -98,8 +98,13 @@ class _Desk:
         """Run an action to its end, also if its client leaves."""
         task = asyncio.ensure_future(outcome)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._end)
         return task
+
+    def _end(self, task: asyncio.Task[Outcome]) -> None:
+        self._tasks.discard(task)
+        if self._board is not None:
+            self._board.expire()  # the page that is shown next has what was done
 
     def note(self, outcome: Outcome) -> str:
         """Keep an outcome for the page that is shown next; return its id."""

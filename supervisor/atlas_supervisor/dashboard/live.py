@@ -83,6 +83,11 @@ class Board:
         await rendering.look(self._ask)
         return await rendering.afresh()
 
+    def expire(self) -> None:
+        """Use no answer again that is older than this moment: something was done."""
+        for rendering in self._renderings.values():
+            rendering.expire()
+
     async def watch(self, audience: Audience, alive: Callable[[], bool]) -> Feed:
         """Return the changes from now on; the first event has every section."""
         rendering = self._renderings[audience]
@@ -196,6 +201,11 @@ class _Rendering:
                     self._views[name], self._html[name] = view, html
                     self._unsent.add(name)
             self._everything = b""
+
+    def expire(self) -> None:
+        """Ask for everything at the next look."""
+        self._due.clear()
+        self._looked = float("-inf")
 
     def begin(self) -> None:
         """Forget what has changed while there was no page to send it to."""
