@@ -26,7 +26,7 @@ LIVE = "document.body.classList.contains('following')"
 LOST = ("Failed to load resource: net::ERR_",)
 """What the browser's console says while the supervisor is away."""
 _FOUND = (
-    "axe.run(document, { resultTypes: ['violations'] }).then(({ violations }) => violations.flatMap("
+    "axe.run(document, { resultTypes: ['violations'] }).then((it) => it.violations.flatMap("
     "({ id, nodes }) => nodes.map(({ target, failureSummary }) =>"
     "`${id}: ${target}: ${failureSummary}`)))"
 )

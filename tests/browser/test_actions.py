@@ -143,9 +143,8 @@ async def test_a_reload_is_followed_and_a_ramp_steered_by_its_buttons(
             assert (ramp["paused"], ramp["share"]) == (paused, share)
             button = "#ask-ramp-resume" if paused else "#ask-ramp-pause"
             await shown.until_there(button)
-            await shown.page.until(
-                f"document.querySelectorAll('.shares .reached').length === {SHARES.index(share) + 1}"
-            )
+            reached = "document.querySelectorAll('.shares .reached').length"
+            await shown.page.until(f"{reached} === {SHARES.index(share) + 1}")
 
         await shown.sign_in()
         daemon.settings.update(TRAFFIC_RAMP="0.2,0.6,1", TRAFFIC_STEP_SECONDS=600)
