@@ -41,7 +41,7 @@ _LOOPBACK_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
 
 class Page:
-    """One tab: what it was told to do, what it asked for, and what it complained of."""
+    """One tab: what it asked for, and what it complained of."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.requests: list[str] = []
@@ -138,15 +138,15 @@ class Page:
             else:
                 self._note(message["method"], message["params"])
 
-    def _note(self, event: str, told: dict[str, Any]) -> None:
+    def _note(self, event: str, given: dict[str, Any]) -> None:
         if event == "Network.requestWillBeSent":
-            self.requests.append(told["request"]["url"])
-        elif event == "Log.entryAdded" and told["entry"]["level"] in {"warning", "error"}:
-            self.complaints.append(f"{told['entry']['text']} {told['entry'].get('url', '')}")
+            self.requests.append(given["request"]["url"])
+        elif event == "Log.entryAdded" and given["entry"]["level"] in {"warning", "error"}:
+            self.complaints.append(f"{given['entry']['text']} {given['entry'].get('url', '')}")
         elif event == "Runtime.exceptionThrown":
-            self.complaints.append(str(told["exceptionDetails"]))
-        elif event == "Runtime.consoleAPICalled" and told["type"] in {"warning", "error", "assert"}:
-            self.complaints.append(str([each.get("value") for each in told["args"]]))
+            self.complaints.append(str(given["exceptionDetails"]))
+        elif event == "Runtime.consoleAPICalled" and given["type"] in {"warning", "error", "assert"}:
+            self.complaints.append(str([each.get("value") for each in given["args"]]))
 
 
 class Browser:

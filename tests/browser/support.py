@@ -19,8 +19,8 @@ needs_axe = pytest.mark.skipif(
     not AXE.exists(), reason="needs axe-core: npm ci --prefix tests/browser"
 )
 
-DESK = {"width": 1400, "height": 900}
-PHONE = {"width": 390, "height": 844, "phone": True}
+DESK: dict[str, Any] = {"width": 1400, "height": 900}
+PHONE: dict[str, Any] = {"width": 390, "height": 844, "phone": True}
 
 LIVE = "document.body.classList.contains('following')"
 LOST = ("Failed to load resource: net::ERR_",)

@@ -14,7 +14,7 @@ from tests.browser.support import (
     watched_daemon,
 )
 from tests.chromium import Browser
-from tests.harness import write_release
+from tests.harness import Setting, write_release
 from tests.integration.support import until_phase
 
 FOCUSED = "document.activeElement.id"
@@ -75,7 +75,10 @@ async def test_a_view_session_reads_everything_and_has_no_button(
     tmp_path: Path, browser: Browser
 ) -> None:
     token = tmp_path / "view.token"
-    settings = {"CONTROL_VIEW_TOKEN_FILE": token, "AUTO_SWITCH_ON_HEALTH": "false"}
+    settings: dict[str, Setting] = {
+        "CONTROL_VIEW_TOKEN_FILE": token,
+        "AUTO_SWITCH_ON_HEALTH": "false",
+    }
     async with watched_daemon(tmp_path, settings) as daemon, dashboard(browser, daemon) as shown:
         behaviour = {"behaviour.json": '{"say": "secret of the vault", "health": 500}'}
         write_release(tmp_path / "releases" / "r3", "r3", behaviour)
@@ -92,7 +95,7 @@ async def test_a_view_session_reads_everything_and_has_no_button(
 
 
 async def page_buttons(shown: Dashboard) -> list[str]:
-    """Return the buttons that would change something, whatever they are called."""
+    """Return the buttons that would change something."""
     found: list[str] = await shown.page.evaluate(BUTTONS)
     return found
 
@@ -153,7 +156,7 @@ async def test_by_keyboard_every_action_is_reached_and_the_focus_stays(
 async def test_axe_finds_nothing_and_nothing_hangs_over_on_a_phone(
     tmp_path: Path, browser: Browser
 ) -> None:
-    settings = {"AUTO_SWITCH_ON_HEALTH": "false", "AFTER_FAILURE": "single"}
+    settings: dict[str, Setting] = {"AUTO_SWITCH_ON_HEALTH": "false", "AFTER_FAILURE": "single"}
     async with watched_daemon(tmp_path, settings) as daemon, dashboard(browser, daemon) as shown:
         behaviour = {"behaviour.json": '{"say": "no gold in the vault", "exit": 3}'}
         write_release(tmp_path / "releases" / "r3", "r3", behaviour)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.browser.support import LIVE, LOST, dashboard, watched_daemon
 from tests.chromium import Browser
-from tests.harness import write_release
+from tests.harness import Setting, write_release
 from tests.integration.support import public_version, until_phase
 from tests.unit.supervisor.cli.support import call_client
 
@@ -24,7 +24,7 @@ async def test_a_failed_release_says_why_and_the_latch_is_reset(
 ) -> None:
     smoke = tmp_path / "smoke.toml"
     smoke.write_text(SMOKE)
-    settings = {"SMOKE_FILE": smoke, "AFTER_FAILURE": "single"}
+    settings: dict[str, Setting] = {"SMOKE_FILE": smoke, "AFTER_FAILURE": "single"}
     async with watched_daemon(tmp_path, settings) as daemon, dashboard(browser, daemon) as shown:
         behaviour = {"behaviour.json": '{"say": "no gold in the vault"}'}
         write_release(tmp_path / "releases" / "r3", "r3", behaviour)
