@@ -138,15 +138,15 @@ class Page:
             else:
                 self._note(message["method"], message["params"])
 
-    def _note(self, event: str, given: dict[str, Any]) -> None:
+    def _note(self, event: str, data: dict[str, Any]) -> None:
         if event == "Network.requestWillBeSent":
-            self.requests.append(given["request"]["url"])
-        elif event == "Log.entryAdded" and given["entry"]["level"] in {"warning", "error"}:
-            self.complaints.append(f"{given['entry']['text']} {given['entry'].get('url', '')}")
+            self.requests.append(data["request"]["url"])
+        elif event == "Log.entryAdded" and data["entry"]["level"] in {"warning", "error"}:
+            self.complaints.append(f"{data['entry']['text']} {data['entry'].get('url', '')}")
         elif event == "Runtime.exceptionThrown":
-            self.complaints.append(str(given["exceptionDetails"]))
-        elif event == "Runtime.consoleAPICalled" and given["type"] in {"warning", "error", "assert"}:
-            self.complaints.append(str([each.get("value") for each in given["args"]]))
+            self.complaints.append(str(data["exceptionDetails"]))
+        elif event == "Runtime.consoleAPICalled" and data["type"] in {"warning", "error", "assert"}:
+            self.complaints.append(str([each.get("value") for each in data["args"]]))
 
 
 class Browser:
