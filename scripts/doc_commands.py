@@ -29,6 +29,7 @@ NOT_HERE = {
     "./scripts/check-docs": "runs this test",
     "./scripts/lint": "is run beside the tests",
     "./scripts/renew-locks": "needs a package index",
+    "./scripts/screenshots": "its pictures are for people; tests/browser looks at the same pages",
     "./scripts/simulate": "tests/simulation plays the same stories",
     "./scripts/test": "runs this test",
     "./scripts/trace": "tests/integration/test_tracing.py does the same",

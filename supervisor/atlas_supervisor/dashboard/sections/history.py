@@ -12,7 +12,6 @@ from atlas_supervisor.cli.words import (
     Record,
     brief,
     detail_of,
-    doing,
     failed_check,
     failed_checks,
     headline,
@@ -64,9 +63,9 @@ def _deploy(record: Record, longest: float) -> Record:
         if record.get("release") != record.get("version")
         else None,
         "dry_run": record["dry_run"],
-        "result": (result or doing(record)).replace("_", " "),
+        "result": str(result or record.get("phase")).replace("_", " "),
         "tone": _tone(record),
-        "headline": headline(record),
+        "headline": headline(record) if result else "",  # `deploy` has what it does now
         "why": reason(record) if record.get("reason") else "",
         "requested": record.get("requested") or "",
         "started_ts": record["started_ts"],

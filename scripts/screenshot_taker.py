@@ -1,0 +1,88 @@
+"""Pictures of the dashboard over a daemon under load, to be looked at by a person.
+
+Four states, each on a desk and on a phone, light and dark: it serves, a ramp is in progress, a
+release has failed, and the supervisor is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.demonstration import stage
+from tests.browser.support import DESK, PHONE, Dashboard
+from tests.chromium import PROGRAM, Browser
+from tests.harness import DaemonProcess
+from tests.integration.support import until_phase
+
+SCREENS: Mapping[str, dict[str, Any]] = {"1400": DESK, "390": PHONE}
+_LOAD_SECONDS = 5.0
+"""So long there are requests before a picture: figures and charts need some."""
+
+
+async def take(folder: Path) -> None:
+    """Bring the states about, one after the other."""
+    with tempfile.TemporaryDirectory(prefix="atlas-screenshots-") as name:
+        browser = Browser(Path(name) / "chromium")
+        try:
+            async with (
+                stage(Path(name)) as demo,
+                browser.blank_page() as page,
+            ):
+                daemon, shown = demo.daemon, Dashboard(page, demo.daemon)
+                await shown.sign_in()
+                await daemon.deploy("1.1")
+                await pictures(shown, "serving", folder)
+                await ramping(daemon)
+                await pictures(shown, "ramping", folder)
+                await daemon.request("POST", "/deploy/abort")
+                await until_phase(daemon, "ended")
+                await daemon.deploy("1.2")
+                await shown.until_there("#ask-reset")
+                await pictures(shown, "failed", folder)
+                await daemon.kill()
+                await shown.until_there("body.stale")
+                await pictures(shown, "away", folder)
+                await daemon.start()
+        finally:
+            browser.end()
+
+
+async def ramping(daemon: DaemonProcess) -> None:
+    """Let the old version come back by growing shares."""
+    before = (await daemon.status())["daemon"]["started_ts"]
+    daemon.settings.update(TRAFFIC_RAMP="0.1,0.5,1", TRAFFIC_STEP_SECONDS=600)
+    daemon.write_settings()
+    await daemon.request("POST", "/supervisor/reload")
+    async with asyncio.timeout(30):
+        while (await daemon.status())["daemon"]["started_ts"] == before:  # noqa: ASYNC110 # polled
+            await asyncio.sleep(0.1)
+    await daemon.deploy("1.0", wait="false")
+    await until_phase(daemon, "ramp")
+
+
+async def pictures(shown: Dashboard, state: str, folder: Path) -> None:
+    """Take a state's four pictures."""
+    await asyncio.sleep(_LOAD_SECONDS)
+    for width, screen in SCREENS.items():
+        for scheme in ("light", "dark"):
+            await shown.page.show_as(**screen, scheme=scheme)
+            path = folder / f"{state}-{width}-{scheme}.png"
+            path.write_bytes(await shown.page.picture())
+            print(path)
+
+
+def main() -> None:
+    if PROGRAM is None:
+        sys.exit("screenshots: needs Chromium")
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    asyncio.run(take(folder))
+
+
+if __name__ == "__main__":
+    main()
