@@ -1,7 +1,7 @@
 """Pictures of the dashboard over a daemon under load, to be looked at by a person.
 
 Four states, each on a desk and on a phone, light and dark: it serves, a ramp is in progress, a
-release has failed, and the supervisor is away.
+release has failed, and the supervisor is away. What axe-core finds is printed, if it is installed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.demonstration import stage
-from tests.browser.support import DESK, PHONE, Dashboard
+from tests.browser.support import AXE, DESK, PHONE, Dashboard
 from tests.chromium import PROGRAM, Browser
 from tests.harness import DaemonProcess
 from tests.integration.support import until_phase
@@ -74,6 +74,9 @@ async def pictures(shown: Dashboard, state: str, folder: Path) -> None:
             path = folder / f"{state}-{width}-{scheme}.png"
             path.write_bytes(await shown.page.picture())
             print(path)
+            faults = await shown.faults() if AXE.exists() else []
+            for each in faults + await shown.overhang():
+                print(f"  {each}")
 
 
 def main() -> None:

@@ -175,6 +175,11 @@ async def test_axe_finds_nothing_and_nothing_hangs_over_on_a_phone(
         await shown.page.evaluate("document.body.classList.add('stale')")
         await nothing_is_found(shown, "stale")
 
+        # It would: else this silence would mean nothing.
+        await shown.page.evaluate("document.querySelector('#sign-out').style.color = '#333'")
+        (found,) = await shown.faults()
+        assert "color-contrast: #sign-out" in found
+
 
 async def nothing_is_found(shown: Dashboard, state: str) -> None:
     """Look at the page as it is: wide and narrow, light and dark."""
