@@ -59,11 +59,12 @@ class Page:
     async def show_as(
         self, *, width: int, height: int = 900, scheme: str = "light", phone: bool = False
     ) -> None:
-        """Be a screen of this size, in CSS pixels, whose owner wants `light` or `dark`."""
+        """Be a screen of this size, in CSS pixels, `light` or `dark`, and without animations."""
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
         await self.call("Emulation.setDeviceMetricsOverride", **screen)
-        wanted = [{"name": "prefers-color-scheme", "value": scheme}]
-        await self.call("Emulation.setEmulatedMedia", features=wanted)
+        wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in wanted.items()]
+        await self.call("Emulation.setEmulatedMedia", features=features)
 
     async def click(self, selector: str) -> None:
         """Click what a person sees there; it fails if something lies upon it."""
