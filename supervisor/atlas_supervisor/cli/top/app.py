@@ -39,6 +39,8 @@ STALE_SECONDS = 5.0
 _TALL = 36
 """From so many lines on, the end of the log is always shown below the pane."""
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+_SENSELESS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What an answer of other types raises, be it of another version or no daemon's at all."""
 
 
 class Top(App[str]):
@@ -129,9 +131,16 @@ class Top(App[str]):
     # What is shown.
 
     def paint(self) -> None:
-        """Show the latest answers."""
+        """Show the latest answers; of one that makes no sense, what was shown before it."""
         if not self.is_running or not self.main.query("#keys"):
             return
+        try:
+            self._paint()
+        except _SENSELESS as error:
+            why = f"the daemon's answer is not understood: {error}"
+            self._put("headline", spaced(safe(why, "dim"), safe("trying again", "dim")))
+
+    def _paint(self) -> None:
         self._put("headline", self._headline())
         self._put("change", self._change())
         self._put("slots", self._slots())

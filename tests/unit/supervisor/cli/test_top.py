@@ -336,3 +336,16 @@ async def test_without_textual_top_names_the_command_that_installs_it(
     assert outcome.code == 1
     assert "needs Textual" in outcome.err
     assert "'/srv/my shop/.venv/bin/python' -m pip install \"textual" in outcome.err
+
+
+async def test_an_answer_of_other_types_is_reported_and_the_next_one_shown(
+    look: Look, daemon: Played
+) -> None:
+    async with look(serving()) as seen:
+        await seen.until("#headline", "1.0.0 serves all traffic")
+        strange = serving()
+        strange["slots"][0]["requests"] = FIGURES | {"per_second": [1]}
+        daemon.play("GET", "/deploy/status", strange)
+        await seen.until("#headline", "not understood", "trying again")
+        daemon.play("GET", "/deploy/status", serving())
+        await seen.until("#headline", "1.0.0 serves all traffic")
