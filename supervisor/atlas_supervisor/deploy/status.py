@@ -273,14 +273,9 @@ class DeployQueries:
 
     async def _earlier(self, target: Target, *, thorough: bool) -> EarlierVersion:
         release, staging = target.version.release, self._slots.staging
-        active = self._slots.active.instance
-        look = partial(
-            self._releases.why_gone,
-            release,
-            active=active.release if active else None,
-            thorough=thorough,
+        gone = await anyio.to_thread.run_sync(
+            partial(self._releases.why_gone, release, thorough=thorough)
         )
-        gone = await anyio.to_thread.run_sync(look)
         warm = staging.instance.release if staging.instance and staging.can_serve else None
         is_warm = warm is not None and warm.is_same(release)
         why_not_fast = target.why_not_fast(now())

@@ -77,6 +77,8 @@ class Releases:
         others = (folder for folder in (releases_dir, state_dir) if folder is not None)
         self._not_released = frozenset(map(_real, others))
         """Folders that are no part of the worker directory, although they may lie in it."""
+        self._looked_up: dict[tuple[Path, VersionSource | None], str] = {}
+        """The version that a folder without a name held at the last look, by this daemon."""
 
     @classmethod
     def of(cls, settings: Settings) -> Releases:
@@ -93,6 +95,8 @@ class Releases:
         path = self._folder(name)
         found = self._version_of(path, name or self._name_of(path))
         irreversible, fault = _said(path)
+        if name is None:
+            self._looked_up[path, found.source] = found.version
         return Release(
             name=name,
             path=path,
@@ -208,16 +212,17 @@ class Releases:
             raise UnknownReleaseError(f"{found.path} now holds version {found.version}")
         return found
 
-    def why_gone(self, release: Release, *, active: Release | None, thorough: bool) -> str | None:
+    def why_gone(self, release: Release, *, thorough: bool) -> str | None:
         """Return why a recorded release can't be launched again; None if it can.
 
-        Unless it is to be thorough, versions that take time to find out are not looked up: what
-        was launched from a folder without a name is over once another version was.
+        Unless it is to be thorough, versions that take time to find out are not looked up: a folder
+        without a name holds what it did at the last look. Not the active version: after a rollback
+        that is the older one, and the folder still holds the newer.
         """
         if not thorough and release.source in {VersionSource.GIT, VersionSource.DIGEST}:
-            same = active is not None and release.name is None and active.path == release.path
-            if active is not None and same and active.version != release.version:
-                return f"{release.path} has held version {active.version} since"
+            held = self._looked_up.get((release.path, release.source), release.version)
+            if release.name is None and held != release.version:
+                return f"{release.path} held version {held} when it was last looked up"
             return missing(release)
         try:
             self.unchanged(release)
@@ -273,6 +278,8 @@ class Releases:
         except (LookupFailedError, OSError) as error:
             log.warning("release_version_unknown", release=name, why=str(error))
             return release
+        if release.name is None and version:
+            self._looked_up[release.path, release.source] = version
         if version == recorded:
             unchanged = {"version": recorded, "recorded_version": None, "problem": None}
             return release.model_copy(update=unchanged if release.recorded_version else {})

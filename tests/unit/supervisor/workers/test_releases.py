@@ -183,18 +183,27 @@ def test_another_version_in_the_same_folder_is_a_problem_until_it_is_the_old_one
     assert releases.checked(changed) == release
 
 
-def test_without_a_look_at_the_files_a_folder_holds_what_was_launched_from_it_last(
+def test_without_a_look_at_the_files_a_folder_holds_what_it_held_at_the_last_look(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "main.py").write_text("1")
+    code = tmp_path / "main.py"
+    code.write_text("1")
+    then = code.stat().st_mtime_ns
     found = Releases(directory=tmp_path, releases_dir=None)
     first = found.find(None)
-    (tmp_path / "main.py").write_text("2")
+    assert found.why_gone(first, thorough=False) is None
+    code.write_text("2")
     second = found.find(None)
-    assert found.why_gone(second, active=second, thorough=False) is None
-    assert found.why_gone(first, active=None, thorough=False) is None
-    why = f"{tmp_path} has held version {second.version} since"
-    assert found.why_gone(first, active=second, thorough=False) == why
+    # Which of them is active does not matter: after a rollback the folder still holds the second.
+    assert found.why_gone(second, thorough=False) is None
+    why = f"{tmp_path} held version {second.version} when it was last looked up"
+    assert found.why_gone(first, thorough=False) == why
+    code.write_text("1")
+    os.utime(code, ns=(then, then))
+    assert found.why_gone(first, thorough=True) is None, "brought back by hand"
+    assert found.why_gone(first, thorough=False) is None
+    after_a_restart = Releases(directory=tmp_path, releases_dir=None)
+    assert after_a_restart.why_gone(second, thorough=False) is None, "nothing was looked up yet"
 
 
 def test_a_look_up_that_fails_at_a_restart_is_no_other_version(
