@@ -170,16 +170,16 @@ class _Rendering:
     async def look(self, ask: Ask) -> None:
         """Ask again for what has become too old."""
         async with self._one_at_a_time:
-            now = asyncio.get_running_loop().time()
-            if self._found and now - self._looked < _FRESH_SECONDS:
+            now, due = asyncio.get_running_loop().time(), self._due
+            if len(due) == len(self._needs) and now - self._looked < _FRESH_SECONDS:
                 return
             for request, seconds in self._needs.items():
-                if now >= self._due.get(request, now):
+                if now >= due.get(request, now):
                     await asyncio.sleep(0)  # answers from memory would else be one long turn
                     answer = await self._answer(ask, request)
                     if answer != self._found.get(request):  # else it stays the same object
                         self._found[request] = answer
-                    self._due[request] = now + seconds - PERIOD_SECONDS / 2
+                    due[request] = now + seconds - PERIOD_SECONDS / 2
             self._looked = now
             self._answers = Answers(self._found, at=datetime.now(UTC), audience=self._audience)
 
@@ -203,9 +203,8 @@ class _Rendering:
             self._everything = b""
 
     def expire(self) -> None:
-        """Ask for everything at the next look."""
-        self._due.clear()
-        self._looked = float("-inf")
+        """Ask for everything at the next look: one that is in progress may have asked before."""
+        self._due = {}
 
     def begin(self) -> None:
         """Forget what has changed while there was no page to send it to."""
