@@ -65,15 +65,18 @@ def view(answers: Answers) -> Mapping[str, Any]:
     now, report = answers[CANARY], answers[REPORT]
     reports = {each["feature"]: each for each in objects(report.get("features"))}
     fallback = mapping(now.get("fallback"))
-    features = objects(now.get("features"))
+    off = None if now.get("enabled") or fallback else OFF
+    listed = features = objects(now.get("features"))
+    if off:  # nothing is to be expected of those that have no calls
+        features = [each for each in listed if _has_calls(reports.get(each["feature"], {}))]
     if len(features) > _MOST:
         features = sorted(features, key=lambda each: str(each["since_ts"]), reverse=True)
     return {
         "error": answers.error(CANARY) or answers.error(REPORT),
-        "off": None if now.get("enabled") or fallback else OFF,
+        "off": off,
         "fallback": fallback,
         "way_out": WAY_OUT,
-        "none": NO_FEATURES,
+        "none": "" if listed else NO_FEATURES,
         "features": [
             _feature(each, reports.get(each["feature"], {}), report) for each in features[:_MOST]
         ],
@@ -84,7 +87,7 @@ def view(answers: Answers) -> Mapping[str, Any]:
 def _feature(feature: Record, report: Record, whole: Record) -> Record:
     name, judgement = feature["feature"], mapping(feature.get("judgement"))
     reason = judgement.get("reason")
-    has_calls = any(mapping(report.get(arm)).get("calls") for arm in ARMS)
+    has_calls = _has_calls(report)
     why = feature.get("reason")
     verdict, colour = VERDICTS.get(str(judgement.get("verdict")), ("", ""))
     return {
@@ -106,6 +109,10 @@ def _feature(feature: Record, report: Record, whole: Record) -> Record:
         "rows": _rows({arm: mapping(report.get(arm)) for arm in ARMS}) if has_calls else [],
         "chart": _chart(name, report, whole) if has_calls else None,
     }
+
+
+def _has_calls(report: Record) -> bool:
+    return any(mapping(report.get(arm)).get("calls") for arm in ARMS)
 
 
 def _rows(arms: Mapping[str, Record]) -> list[Record]:

@@ -291,3 +291,20 @@ def test_of_a_thousand_features_those_are_shown_that_changed_last() -> None:
     assert text.count('<article id="feature-') == 30
     assert 'id="feature-f999"' in text
     assert "970 more" in text
+
+
+def test_with_canaries_off_many_features_without_calls_hide_none_that_has_some() -> None:
+    asked = canaries()
+    (feature,) = asked[canary.CANARY]["features"]
+    idle = [
+        {**feature, "feature": f"f{number}", "since_ts": "2026-02-01T00:00:00Z"}
+        for number in range(40)
+    ]
+    now = {**asked[canary.CANARY], "enabled": False, "features": [*idle, feature]}
+
+    text = html("canary", answers({canary.CANARY: now, canary.REPORT: asked[canary.REPORT]}))
+
+    assert f'id="feature-{feature["feature"]}"' in text
+    assert text.count("<article") == 1
+    assert "Canaries are off" in text
+    assert "which changed earlier" not in text
