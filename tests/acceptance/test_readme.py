@@ -14,6 +14,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from scripts.doc_blocks import Command, blocks
 from tests.harness import eventually, free_ports, processes_with
 
@@ -163,6 +165,7 @@ async def run_all(shell: Shell, home: Path, text: str) -> list[str]:
     return ran
 
 
+@pytest.mark.timeout(240)  # it installs what a newcomer does: 30 s alone
 async def test_the_commands_to_try_it_work_as_they_stand(tmp_path: Path) -> None:
     state = tmp_path / "state"
     shell = Shell(tmp_path, ROOT, STATE_DIR=str(state))
@@ -173,6 +176,7 @@ async def test_the_commands_to_try_it_work_as_they_stand(tmp_path: Path) -> None
     assert not processes_with("ATLAS_STATE_DIR", str(state))
 
 
+@pytest.mark.timeout(240)  # it installs what a newcomer does: 30 s alone
 async def test_the_commands_for_a_fastapi_application_work_as_they_stand(tmp_path: Path) -> None:
     copy, home = tmp_path / "copy", tmp_path / "home"  # a build may leave files behind
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_IN_A_COPY))
