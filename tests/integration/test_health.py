@@ -19,6 +19,7 @@ from tests.integration.support import (
     release,
     scripted_daemon,
     slot,
+    until_phase,
 )
 from tests.unit.worker.fakes import language_model
 
@@ -144,6 +145,7 @@ async def test_a_foreign_server_is_scored_on_what_is_seen_whatever_it_tells_and_
 
         # Dead, it is unhealthy at once, and says why.
         await until(daemon, "port_active", "pass")
+        await until_phase(daemon, "ended")  # until then the version before would take over
         release(daemon, "v3", exit=3)
         os.kill(slot(await daemon.status(), "active")["pid"], signal.SIGKILL)
         told = await until(daemon, "port_active", "fail")
