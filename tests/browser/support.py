@@ -114,14 +114,14 @@ class Dashboard:
         return found
 
     async def faults(self) -> list[str]:
-        """Return what axe-core has against the page as it is."""
+        """Return the violations that axe-core finds on the page now."""
         if not await self.page.evaluate("'axe' in window"):
             await self.page.evaluate(AXE.read_text() + "; undefined")
         found: list[str] = await self.page.evaluate(_FOUND)
         return found
 
     async def overhang(self) -> list[str]:
-        """Return what is wider than the screen, unless it scrolls by itself."""
+        """Return the elements that reach beyond the screen, outside of scrolling regions."""
         found: list[str] = await self.page.evaluate(
             "document.documentElement.scrollWidth <= innerWidth ? [] :"
             "[...document.querySelectorAll('body *')].filter((it) => "

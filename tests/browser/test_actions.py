@@ -18,7 +18,7 @@ Afterwards = Callable[[], Awaitable[object]]
 
 
 async def trail(daemon: DaemonProcess) -> list[dict[str, Any]]:
-    """Return what people did, oldest first; sessions that began or ended aside."""
+    """Return the audit entries of people, oldest first, without those of sessions."""
     answer = await daemon.request("GET", "/deploy/audit", params={"limit": "1000"})
     return [
         each
@@ -71,7 +71,7 @@ class Actions:
 
 
 def essence(entry: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what was done, without who did it and which deploy it was."""
+    """Return action, outcome and detail of an entry, without its actor and deploy."""
     names = ("release", "version", "mode", "max_seconds", "dry_run", "share")
     detail = entry["detail"]
     return entry["action"], entry["outcome"], {name: detail.get(name) for name in names}
