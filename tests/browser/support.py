@@ -82,9 +82,9 @@ class Dashboard:
         """Do what an open dialog asks; return what the page says of it."""
         await self.page.evaluate("document.querySelector('#said').replaceChildren()")
         await self.page.click(f"#do-{name}")
-        await self.page.until("!!document.querySelector('#said .notice')")
+        await self.page.until("!!document.querySelector('#said [data-of=action]')")
         lines = await self.page.evaluate(
-            "[...document.querySelectorAll('#said p')].map((it) => it.innerText)"
+            "[...document.querySelectorAll('#said [data-of=action] p')].map((it) => it.innerText)"
         )
         audit = [line for line in lines if line.startswith("audit ")]
         command = next((line for line in lines if line.startswith("atlasctl ")), "")

@@ -119,36 +119,39 @@
       ahead = Date.parse(at) - heard;
       if (lost) {
         lost = false;
-        announce("done", "The supervisor answers again.", "");
+        announce("connection", "done", "The supervisor answers again.", "");
       }
       for (const [name, html] of Object.entries(sections)) exchange(name, html);
       tick();
     });
     source.addEventListener("ended", () => {
       source.close();
-      announce("refused", "The session has ended.", "Open the page again to sign in.");
+      announce("connection", "refused", "The session has ended.", "Open the page again to sign in.");
     });
     source.addEventListener("error", () => {
       if (!lost) {
         lost = true;
-        announce("refused", "The supervisor does not answer.", "Workers serve on without it where the kernel routes. This page connects again by itself.");
+        announce("connection", "refused", "The supervisor does not answer.", "Workers serve on without it where the kernel routes. This page connects again by itself.");
       }
       if (source.readyState === EventSource.CLOSED) setTimeout(follow, 2000);
       tick();
     });
   }
 
-  // What was done, and what has become of it.
-  function announce(kind, text, quiet, lines = []) {
+  // What was done and what has become of it, and apart from that, whether the supervisor answers: a
+  // reload that cuts the stream must not take away its own outcome.
+  function announce(of, kind, text, quiet, lines = []) {
     const notice = document.createElement("div");
     notice.className = `notice ${kind}`;
+    notice.dataset.of = of;
     const main = notice.appendChild(document.createElement("p"));
     main.appendChild(document.createElement("b")).textContent = text;
     if (quiet) main.append(" ", Object.assign(document.createElement("span"), { className: "quiet", textContent: quiet }));
     for (const line of lines) {
       notice.appendChild(Object.assign(document.createElement("p"), { className: "quiet", textContent: line }));
     }
-    said.replaceChildren(notice);
+    said.querySelector(`[data-of=${of}]`)?.remove();
+    said.append(notice);
   }
 
   async function send(form) {
@@ -161,11 +164,11 @@
       const found = await answer.json();
       const error = found.error;
       form.closest("[popover]").hidePopover();
-      if (error) announce("refused", error.message, error.hint);
-      else announce(found.ok ? "done" : "refused", found.message, found.hint, [found.command, ...found.audit.map((each) => `audit ${each}`)]);
+      if (error) announce("action", "refused", error.message, error.hint);
+      else announce("action", found.ok ? "done" : "refused", found.message, found.hint, [found.command, ...found.audit.map((each) => `audit ${each}`)]);
     } catch {
       form.closest("[popover]").hidePopover();
-      announce("refused", "The supervisor did not answer.", "The action may have been done all the same: see the page.");
+      announce("action", "refused", "The supervisor did not answer.", "The action may have been done all the same: see the page.");
     } finally {
       button.disabled = false;
     }
