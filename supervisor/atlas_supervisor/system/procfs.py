@@ -24,6 +24,7 @@ from atlas_supervisor.system.sockdiag import TcpSocket
 from atlas_supervisor.system.text import escaped
 
 _PROC = Path("/proc")
+_PF_EXITING = 0x4  # of the flags in /proc/PID/stat
 _MOST_PROCESSES = 100
 _PIECE_BYTES = 1 << 15
 
@@ -140,6 +141,15 @@ def is_alive(pid: int, started: int) -> bool:
     """Whether the process with this number and these start ticks still runs; a zombie does not."""
     stat = _stat(pid)
     return stat is not None and stat[0] not in "ZX" and int(stat[19]) == started
+
+
+def is_exiting(pid: int) -> bool:
+    """Return whether the process is about to end, or has ended.
+
+    It gives back its memory first: for a moment it is still alive, and has no file mapped any more.
+    """
+    stat = _stat(pid)
+    return stat is None or stat[0] in "ZX" or bool(int(stat[6]) & _PF_EXITING)
 
 
 class Zombie(NamedTuple):

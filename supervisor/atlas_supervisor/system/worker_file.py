@@ -57,14 +57,15 @@ def refuse_forged(path: Path, owner: Owner) -> None:
     """Raise UnusableFileError if another process is named than the one that writes this file.
 
     A process has its own file mapped, and no other process can do that for it. One that can't be
-    looked at (PR_SET_DUMPABLE) must be of a worker.
+    looked at (PR_SET_DUMPABLE) must be of a worker. One that is exiting has nothing mapped any more,
+    and its file counts, as that of a process that has exited does.
     """
     pid, state_dir = owner.pid, str(path.parent.parent)
     mapped = procfs.has_mapped(pid, path.name)
     if mapped is None:
         of_daemon = procfs.tag_for(state_dir, "") ^ procfs.tag_of(pid)
         mapped = not of_daemon & procfs.TAG_OF_DAEMON
-    if not mapped:
+    if not mapped and not procfs.is_exiting(pid):
         raise UnusableFileError(f"{path.name} is refused: pid {pid} does not write it")
 
 

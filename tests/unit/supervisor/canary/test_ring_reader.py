@@ -260,6 +260,29 @@ def test_a_ring_of_another_uid_is_refused(writer: Writer) -> None:
     assert "uid 65534" in refused(writer.path)
 
 
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_ring_of_a_process_that_exits_meanwhile_is_not_refused_as_forged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reaped: bool
+) -> None:
+    has_mapped = procfs.has_mapped
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        owner = Owner(child.pid, procfs.start_ticks(child.pid) or 0, procfs.boot_id(), "blue-1", "v1")
+        writer = Writer(tmp_path / "1-2-ab.ring", owner)
+        writer.main(0, asked(1))
+
+        def exits_before(pid: int, name: str) -> bool | None:
+            child.kill()
+            os.waitid(os.P_PID, pid, os.WEXITED | (0 if reaped else os.WNOWAIT))
+            return has_mapped(pid, name)
+
+        with closing(RingReader.open(writer.path)) as ring:
+            with pytest.raises(RingRefusedError, match="does not write it"):
+                ring.refuse_forged()
+            monkeypatch.setattr(procfs, "has_mapped", exits_before)
+            ring.refuse_forged()
+            assert ring.read(Positions()).events == {asked(1): 1}
+
+
 def test_a_file_truncated_while_open_is_refused(writer: Writer, ring: RingReader) -> None:
     for index in range(10):
         writer.main(index, asked(1))
