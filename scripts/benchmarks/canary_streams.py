@@ -116,6 +116,10 @@ class Scenario:
     phases: tuple[Phase, ...]
     canary_latency: Latency | None = None
     latency_margin: float = 0.0
+    latency: Latency = lambda draw: SIGMA * draw
+    """Of stable, and of a canary that is as fast."""
+    rises: float = 0.0
+    """What both arms' logarithms grow by while the share grows from 0 to 1, as under load."""
 
     @property
     def alpha(self) -> float:
@@ -143,14 +147,15 @@ class Scenario:
     def drawn(self, rng: random.Random, calls: int, now: Moment) -> Slice:
         """Draw the calls of a slice."""
         count = binomial(rng, calls, now.share)
-        canary, ratio = self._arm(rng, count, now.canary, self.canary_latency)
-        stable, _ = self._arm(rng, calls - count, now.stable, None)
+        rise = self.rises * now.share
+        canary, ratio = self._arm(rng, count, now.canary, self.canary_latency, rise)
+        stable, _ = self._arm(rng, calls - count, now.stable, None, rise)
         if self.kind.is_latency:
             return Slice(now.share, canary, stable, ratio, ratio)
         return Slice(now.share, canary, stable, *oracles(self.kind, now, canary, stable))
 
     def _arm(
-        self, rng: random.Random, calls: int, rate: float, latency: Latency | None
+        self, rng: random.Random, calls: int, rate: float, latency: Latency | None, rise: float
     ) -> tuple[Arm, float]:
         """Draw an arm; without latencies of interest all calls take equally long."""
         errors = binomial(rng, calls, rate)
@@ -161,7 +166,7 @@ class Scenario:
         total = squares = ratio = 0.0
         for call in range(calls):
             draw = rng.gauss(0, 1)
-            log = latency(draw) if latency else SIGMA * draw
+            log = (latency or self.latency)(draw) + rise
             outcomes[call < errors, latency_bucket(_MEDIAN_MS * math.exp(log))] += 1
             total, squares = total + log, squares + log * log
             ratio += log_ratio(latency, draw, log, self.latency_margin) if latency else 0.0
@@ -176,6 +181,11 @@ def shifted(by: float) -> Latency:
 def long_tail(draw: float) -> float:
     """Return latencies that grow beyond p90, to twice the p99."""
     return SIGMA * draw + _STRETCH * max(draw - _P90, 0.0)
+
+
+def at_once(draw: float) -> float:
+    """Return latencies that are nearly alike, but for one call in a hundred that ends at once."""
+    return 0.05 * draw - (math.log(100) if draw < -_P99 else 0.0)
 
 
 def log_ratio(latency: Latency, draw: float, log: float, margin: float) -> float:
@@ -250,6 +260,9 @@ def _late() -> Iterator[Scenario]:
 def _latency() -> Iterator[Scenario]:
     alike = (Phase(400, 20, even(0.01)),)
     yield Scenario("alike: latency", Kind.LATENCY_ALIKE, alike)
+    yield Scenario("alike: 1 % end at once", Kind.LATENCY_ALIKE, alike, latency=at_once)
+    steps = (Phase(400, 20, ramp(even(0.01))),)
+    yield Scenario("alike: ramp, slower", Kind.LATENCY_ALIKE, steps, rises=math.log(4))
     slower = shifted(1.09)
     yield Scenario("+9 %, margin 10 %", Kind.LATENCY_ALIKE, alike, slower, 0.1)
     for name, latency, margin in (

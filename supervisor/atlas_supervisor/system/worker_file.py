@@ -57,8 +57,8 @@ def refuse_forged(path: Path, owner: Owner) -> None:
     """Raise UnusableFileError if another process is named than the one that writes this file.
 
     A process has its own file mapped, and no other process can do that for it. One that can't be
-    looked at (PR_SET_DUMPABLE) must be of a worker. One that is exiting has nothing mapped any more,
-    and its file counts, as that of a process that has exited does.
+    looked at (PR_SET_DUMPABLE) must be of a worker. One that is exiting has nothing mapped any
+    more: its file is used, as that of a process that has exited is.
     """
     pid, state_dir = owner.pid, str(path.parent.parent)
     mapped = procfs.has_mapped(pid, path.name)

@@ -10,6 +10,8 @@ Invariants
 - `extend` multiplies by a lower bound of the window's factor: each call without an outcome counts
   as it is worst for the test. Once all calls have ended the bound is the factor. So what reaches
   1/alpha with open calls also does when they have ended, and no verdict waits for a slow call.
+- A canary call that is never reported counts as it is worst for the test, too: left out, stable's
+  calls alone would be evidence.
 - A closed window is multiplied into the round for good; the open ones into a copy, at each poll.
 """
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from atlas_supervisor.canary.stats.bets import (
@@ -85,6 +87,8 @@ class _Cache:
     """The logarithms of each test's factors."""
     levels: tuple[list[int], list[int]] = ([], [])
     """Calls with an outcome by latency level, canary and stable."""
+    canary_so_far: list[int] = field(default_factory=list)
+    """Canary calls by level, with those that are open: they have taken so long already."""
     worst_levels: tuple[list[int], list[int]] | None = None
     counts_canary: bool = False
 
@@ -210,7 +214,8 @@ class RoundEvidence:
             if changed:
                 _count_levels(window, placement, cache)
             if changed or window.open:
-                levels = _worst_levels(window, placement, cache.levels, now)
+                _count_open_levels(window, placement, cache, now)
+                levels = _worst_levels(window, cache)
                 if levels != cache.worst_levels:
                     cache.worst_levels = levels
                     cache.by_latency = cache.latency.log_factors(*levels)
@@ -222,7 +227,7 @@ class RoundEvidence:
         canary_open, stable_open = window.opened(canary=True), window.opened(canary=False)
         worst_for_rollback = Outcomes(
             canary.errors,
-            canary.calls - canary.errors + canary_open,
+            canary.calls - canary.errors + canary_open + window.unreported[True],
             stable.errors + stable_open,
             stable.calls - stable.errors,
         )
@@ -240,7 +245,7 @@ class RoundEvidence:
 
     @property
     def seen(self) -> Slow:
-        """The calls by latency level, since the levels were placed."""
+        """The calls by latency level, since they were placed; stable's only after their end."""
         canary, stable = self._seen
         for window in self.extended:
             if (
@@ -248,7 +253,7 @@ class RoundEvidence:
                 and window.bets.latency is not None
                 and (window.terms.placement == self.placement)
             ):
-                canary = _sum(canary, window.bets.levels[0])
+                canary = _sum(canary, window.bets.canary_so_far)
                 stable = _sum(stable, window.bets.levels[1])
         return Slow(canary, stable)
 
@@ -335,19 +340,25 @@ def _count_levels(window: CallWindow, placement: Placement, cache: _Cache) -> No
     cache.levels, cache.worst_levels = (canary, stable), None
 
 
-def _worst_levels(
-    window: CallWindow, placement: Placement, known: tuple[list[int], list[int]], now: int
-) -> tuple[list[int], list[int]]:
+def _count_open_levels(window: CallWindow, placement: Placement, cache: _Cache, now: int) -> None:
+    """Add the canary calls that are open, by the time that they have taken so far."""
+    cache.canary_so_far = list(cache.levels[0])
+    for calls, count in window.open.items():
+        if calls.canary and not calls.asked:
+            seconds = max(now - calls.slice - 1, 0) / SLICES_PER_SECOND
+            level = placement.level(latency_bucket(seconds * 1000), canary=True)
+            cache.canary_so_far[level] += count
+
+
+def _worst_levels(window: CallWindow, cache: _Cache) -> tuple[list[int], list[int]]:
     """Return the calls by level, those without an outcome as they are worst for a rollback."""
-    canary, stable = list(known[0]), list(known[1])
+    canary, stable = list(cache.canary_so_far), list(cache.levels[1])
+    canary[0] += window.unreported[True]
     for calls, count in window.open.items():
         if not calls.canary:
             stable[-1] += count
-        elif calls.asked:  # it may turn out not to count
+        elif calls.asked:  # it may never be reported
             canary[0] += count
-        else:
-            seconds = max(now - calls.slice - 1, 0) / SLICES_PER_SECOND
-            canary[placement.level(latency_bucket(seconds * 1000), canary=True)] += count
     return canary, stable
 
 

@@ -499,6 +499,14 @@ class LostOutcomes(Story):
         return Call(0.05, self.rng.random() < rate, hangs=lost)
 
 
+class Unreported(LostOutcomes):
+    """The canary's outcomes are lost soon, while all calls are good and as fast as each other."""
+
+    def outcome(self, begun: Begun, second: float, *, canary: bool) -> Call:
+        failed = second < 10 and self.rng.random() < 0.1
+        return Call(0.05, failed, hangs=canary and second > 10)
+
+
 class MarginWithHanging(AtTheMargin):
     """The same, while one call in two hundred hangs and good calls take longer."""
 
@@ -535,6 +543,7 @@ NO_WORSE: dict[str, Adversary] = {
     "returning keys": Adversary(ReturningKeys, RAMP),
     "keys over days": Adversary(Days),
     "an operator": Adversary(Operator),
+    "canary outcomes are lost": Adversary(Unreported),
     "slower by 9 %": Adversary(SlowerByLessThanTheMargin),
     "promoted at the margin": Adversary(AtTheMargin, ONE_STEP, Stage.PROMOTED),
     "promoted at the margin, on a ramp": Adversary(AtTheMargin, RAMP, Stage.PROMOTED),

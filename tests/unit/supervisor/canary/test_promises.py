@@ -8,6 +8,8 @@ a key's first end, by calls instead of keys, or by what has been reported.
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from atlas_supervisor.canary.stats.ramp import Stage
@@ -31,6 +33,7 @@ SHARP = (
     "overlapping keys",
     "overlapping keys that fail last",
     "heavy keys",
+    "canary outcomes are lost",
     "promoted without outcomes",
 )
 
@@ -71,6 +74,8 @@ def test_a_canary_that_hangs_is_found_by_its_open_calls() -> None:
     assert found.play() is Stage.ROLLED_BACK
 
     assert found.second < 45
+    percents = re.findall(r"([\d.]+) % of", found.changes[-1])
+    assert float(percents[0]) > 10 * float(percents[1])
 
 
 class TurnsBad(ReturningKeys):

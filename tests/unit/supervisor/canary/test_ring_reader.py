@@ -266,7 +266,9 @@ def test_a_ring_of_a_process_that_exits_meanwhile_is_not_refused_as_forged(
 ) -> None:
     has_mapped = procfs.has_mapped
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        owner = Owner(child.pid, procfs.start_ticks(child.pid) or 0, procfs.boot_id(), "blue-1", "v1")
+        owner = Owner(
+            child.pid, procfs.start_ticks(child.pid) or 0, procfs.boot_id(), "blue-1", "v1"
+        )
         writer = Writer(tmp_path / "1-2-ab.ring", owner)
         writer.main(0, asked(1))
 
