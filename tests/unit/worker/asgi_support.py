@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from tests.unit.worker.support import (
+    PLAIN,
     Client,
     Worker,
     end,
@@ -98,7 +99,7 @@ async def wrong(
         *program,
         *arguments,
         cwd=tmp_path,
-        env={"PATH": os.environ["PATH"], **environ},
+        env={**PLAIN, **environ},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

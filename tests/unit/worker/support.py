@@ -20,6 +20,10 @@ from typing import Any
 from atlas_worker.contract import RINGS_DIRECTORY
 from atlas_worker.contract import request_file as layout
 
+PLAIN = {name: os.environ[name] for name in ("PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")}
+"""All that a worker gets of our environment. Without the last two, aiohttp's import alone reads all
+certificates of the machine."""
+
 # Puts the sockets at 3 and up and execs, so that LISTEN_PID is the worker's own pid.
 LAUNCHER = """
 import os, sys
@@ -264,7 +268,7 @@ async def running_worker(
 async def launch(
     arguments: list[str], sockets: list[socket.socket], *, cwd: Path, environ: dict[str, str]
 ) -> asyncio.subprocess.Process:
-    """Start Python with the sockets at descriptors 3 and up, and nothing of our environment."""
+    """Start Python with the sockets at descriptors 3 and up, in a plain environment."""
     fds = [sock.fileno() for sock in sockets]
     return await asyncio.create_subprocess_exec(
         sys.executable,
@@ -277,7 +281,7 @@ async def launch(
         *arguments,
         pass_fds=fds,
         cwd=cwd,
-        env={"PATH": os.environ["PATH"], **environ},
+        env={**PLAIN, **environ},
         stdout=asyncio.subprocess.PIPE,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from atlas_worker import contract
 from atlas_worker.app.server import main
 from atlas_worker.instance import Instance
 from tests.unit.support import ADAPTERS
-from tests.unit.worker.support import Client, listening_socket, port_of
+from tests.unit.worker.support import PLAIN, Client, listening_socket, port_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 def start(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "atlas_worker", *arguments],
-        cwd=tmp_path, env={"PATH": os.environ["PATH"], **environ},
+        cwd=tmp_path, env={**PLAIN, **environ},
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
 
@@ -85,7 +84,7 @@ def test_a_state_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
 async def test_the_worker_runs_without_a_supervisor(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "atlas_worker", "--port", "0",
-        cwd=tmp_path, env={"PATH": os.environ["PATH"]}, stderr=asyncio.subprocess.PIPE,
+        cwd=tmp_path, env=PLAIN, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None
     try:
