@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -26,7 +27,21 @@ DAEMONS = ("./scripts/start", "atlas-supervisor")
 """They run until they are stopped; the README's other terminal goes on meanwhile."""
 SUITE = "./scripts/test"
 """It runs this test: within itself it would never end."""
-NOT_IN_A_COPY = ("__pycache__", ".git", ".venv", "state", ".*_cache", "*.egg-info", "build")
+PYTHON = f"""#!/bin/sh
+[ "$1 $2" != "-m venv" ] || set -- "$@" --without-pip
+exec {shlex.quote(sys.executable)} "$@"
+"""
+"""A Python whose new environments have no pip yet: to install it takes as long as all the rest."""
+NOT_IN_A_COPY = (
+    "__pycache__",
+    ".git",
+    ".venv",
+    "state",
+    ".*_cache",
+    "*.egg-info",
+    "build",
+    "node_modules",
+)
 
 
 def commands(text: str) -> Iterator[Command]:
@@ -57,13 +72,16 @@ class Shell:
     async def open(self) -> None:
         programs = self._folder / "programs"
         programs.mkdir()
-        (programs / "python3").symlink_to(sys.executable)
+        python = programs / "python3"
+        python.write_text(PYTHON)
+        python.chmod(0o755)
         self._process = await asyncio.create_subprocess_exec(
             "bash",
             cwd=self._where,
             env={
                 "HOME": str(self._home),
                 "PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin",
+                "SSL_CERT_FILE": os.devnull,  # aiohttp's import would read all certificates
                 "PIP_NO_INDEX": "1",
                 "PIP_NO_BUILD_ISOLATION": "0",  # pip's way to say: without isolation
                 "HEALTH_INTERVAL_SECONDS": "0.05",
@@ -124,11 +142,12 @@ class Shell:
 
 
 def offer_packages(environment: Path) -> None:
-    """Let a new environment find the packages of this one: it is the package index here."""
-    for folder in (environment / "lib").glob("python*/site-packages"):
-        (folder / "index.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        for bundled in folder.glob("setuptools*"):  # Python 3.11 brings one that is too old
-            shutil.rmtree(bundled)
+    """Let a new environment find the packages of this one, pip included: it is the index here."""
+    (folder,) = (environment / "lib").glob("python*/site-packages")
+    (folder / "index.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = environment / "bin/pip"
+    pip.write_text(f'#!/bin/sh\nexec {shlex.quote(str(environment))}/bin/python -m pip "$@"\n')
+    pip.chmod(0o755)
 
 
 def missing_steps(shown: list[str], output: str) -> list[str]:
