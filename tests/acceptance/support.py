@@ -67,10 +67,15 @@ class Run:
         return found + self.left
 
 
-async def deploys_and_rollbacks(folder: Path, worker: str, *, deploys: int, rollbacks: int) -> Run:
-    """Deploy, then deploy and roll back, so many times, under load; each must be done."""
+async def deploys_and_rollbacks(
+    folder: Path, worker: str, *, deploys: int, rollbacks: int, think: float = 0.08
+) -> Run:
+    """Deploy, then deploy and roll back, so many times, under load; each must be done.
+
+    `think` is the longest time between two requests of a busy client, in seconds.
+    """
     names, command = WORKERS[worker]
-    mix: list[Kind] = [*bundled_worker_mix(think=0.08, pause=0.7 * IDLE_GRACE_SECONDS), *streams()]
+    mix: list[Kind] = [*bundled_worker_mix(think=think, pause=0.7 * IDLE_GRACE_SECONDS), *streams()]
     # The old versions are warm while their streams are told to go, until the next deploy.
     settings: dict[str, Setting] = {
         "WORKER_COMMAND": f"env ATLAS_IDLE_GRACE_SECONDS={IDLE_GRACE_SECONDS} {command}",

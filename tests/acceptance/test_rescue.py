@@ -10,7 +10,7 @@ from tests.acceptance.support import IDLE_GRACE_SECONDS, kill_under_load
 from tests.harness import bundled_worker
 from tests.loadclient import Reason, Traffic, bundled_worker_mix
 
-KILLS = 4
+KILLS = 3
 
 
 @pytest.mark.fault(
@@ -19,7 +19,7 @@ KILLS = 4
     "only requests in flight at it are lost; its queue is answered by the warm one",
 )
 async def test_a_killed_worker_s_queue_is_answered_by_the_warm_one(tmp_path: Path) -> None:
-    mix: list[Traffic] = list(bundled_worker_mix(pause=0.7 * IDLE_GRACE_SECONDS))
+    mix: list[Traffic] = list(bundled_worker_mix(think=0.1, pause=0.7 * IDLE_GRACE_SECONDS))
     settings = bundled_worker(idle_grace=IDLE_GRACE_SECONDS)
     rescue = await kill_under_load(tmp_path, settings, mix, times=KILLS)
     report = rescue.report

@@ -137,7 +137,7 @@ async def test_under_load_a_hold_loses_nothing_and_its_clients_leave_the_daemon(
     tmp_path: Path,
 ) -> None:
     async with DaemonProcess.running(tmp_path, bundled_worker(idle_grace=0.1)) as daemon:
-        async with Load("127.0.0.1", daemon.public_port, bundled_worker_mix()) as load:
+        async with Load("127.0.0.1", daemon.public_port, bundled_worker_mix(think=0.1)) as load:
             await eventually(lambda: load.report.sent > 100)
             await hold(daemon)
             await until_waiting(daemon, 5)

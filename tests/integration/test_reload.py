@@ -94,7 +94,7 @@ async def test_reloads_under_load_lose_no_request_and_no_event_and_leak_nothing(
     seen: list[tuple[str, str]] = []
     async with DaemonProcess.running(tmp_path) as daemon:
         watching = asyncio.create_task(watch(daemon, seen))
-        async with Load("127.0.0.1", daemon.public_port, bundled_worker_mix()) as load:
+        async with Load("127.0.0.1", daemon.public_port, bundled_worker_mix(think=0.1)) as load:
             await reload(daemon, LOG_LEVEL="debug")
             first = resources(daemon)
             for number in range(1, RELOADS):
