@@ -18,6 +18,7 @@ from scripts.benchmarks import (
     attack,
     canary,
     canary_adversaries,
+    canary_bounds,
     canary_daemon,
     canary_peers,
     canary_statistics,
@@ -82,6 +83,7 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
         rescue.run,
         "what is lost when the active worker or the daemon is killed under load",
     ),
+    "canary-bounds": (canary_bounds.run, "the fewest canary calls that any test can need"),
     "canary-adversaries": (
         canary_adversaries.run,
         "how often a canary is judged wrongly by services that break simpler ways of counting",

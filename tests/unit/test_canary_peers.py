@@ -8,6 +8,7 @@ from itertools import islice
 
 import pytest
 
+from scripts.benchmarks.canary_bounds import early, oracle
 from scripts.benchmarks.canary_peers import by_oracles, first, goal, ours
 from scripts.benchmarks.canary_streams import (
     Kind,
@@ -55,3 +56,11 @@ def test_a_goal_names_what_misses_it() -> None:
         "at most 1.15: not met: early 1.20;"
     )
     assert ": met;" in goal("at most 2", {"early": 1.2, "late": 1.0}, 2)
+
+
+def test_a_bound_grows_by_what_a_smaller_alpha_costs_and_is_near_the_oracle() -> None:
+    grows = 1.32  # of the evidence by a canary call, if 75 % fail and the pooled rate is 12 %
+    least, less_alpha = early(0.05, 15, 0.01), early(0.05, 15, 0.001)
+
+    assert 0.95 < least / oracle(0.05, 15) < 1.15
+    assert less_alpha - least == pytest.approx(math.log(10) / grows, rel=0.1)
