@@ -22,17 +22,17 @@ file `held` says that one has begun.
 
 from __future__ import annotations
 
-import json
+import _json
+import _signal  # type: ignore[import-not-found]
+import _socket
+import _thread
 import os
 import select
-import signal
-import socket
 import sys
-import threading
 import time
 
-# Hundreds of these start in one run of the suite. So `python -S` runs it, and what would double
-# its start (http.server, pathlib, typing) is not imported.
+# Hundreds of these start in one run of the suite. So `python -S` runs it, and it imports what is
+# below json, signal, socket and threading: those take longer than all the rest of its start.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -40,40 +40,63 @@ if TYPE_CHECKING:
 BEHAVIOUR: dict[str, Any] = {}
 SEEN = {"health": 0, "held": 0}
 LEAKED: list[bytes] = []
-SERVING: list[threading.Thread] = []
+SERVING: list[_thread.LockType] = []
+"""A lock for each listener, held while it is served."""
 STOPPED, STOP = os.pipe()
 
 
-def serve(listener: socket.socket) -> None:
+class Json:
+    """What the scanner of JSON wants to know: how the standard library reads it."""
+
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_int, parse_float, parse_constant = int, float, float
+
+
+def read_json(path: str) -> Any:
+    with open(path) as file:  # noqa: PTH123  # pathlib is not imported, see above
+        scan = _json.make_scanner(Json)  # type: ignore[arg-type]  # anything with these attributes
+        return scan(file.read().strip(), 0)[0]
+
+
+def as_json(value: Any) -> str:
+    quoted = _json.encode_basestring_ascii
+    encode = _json.make_encoder(None, repr, quoted, None, ": ", ", ", False, False, True)
+    return "".join(encode(value, 0))
+
+
+def serve(listener: _socket.socket, serving: _thread.LockType) -> None:
     """Accept until STOP is closed; each connection is answered in a thread of its own."""
     poll = select.poll()
     poll.register(STOPPED)
     poll.register(listener, select.POLLIN)
     while all(ready != STOPPED for ready, _ in poll.poll()):
         try:
-            connection, _ = listener.accept()
+            descriptor, _ = listener._accept()  # type: ignore[attr-defined]  # no other name
         except BlockingIOError:  # another process on this listener was first
             continue
-        threading.Thread(target=converse, args=(connection,), daemon=True).start()
+        _thread.start_new_thread(converse, (_socket.socket(fileno=descriptor),))
+    serving.release()
 
 
-def converse(connection: socket.socket) -> None:
+def converse(connection: _socket.socket) -> None:
     """Read one request and answer it: every answer ends its connection."""
-    with connection:
-        try:
-            head = b""
-            while b"\r\n\r\n" not in head:
-                piece = connection.recv(65536)
-                if not piece:
-                    return
-                head += piece
-            reply(connection, head.split(b" ", 2)[1].decode("latin-1"))
-            connection.shutdown(socket.SHUT_WR)
-        except OSError:  # the client has gone
-            return
+    try:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            piece = connection.recv(65536)
+            if not piece:
+                return
+            head += piece
+        reply(connection, head.split(b" ", 2)[1].decode("latin-1"))
+        connection.shutdown(_socket.SHUT_WR)
+    except OSError:  # the client has gone
+        return
+    finally:
+        connection.close()
 
 
-def reply(connection: socket.socket, path: str) -> None:
+def reply(connection: _socket.socket, path: str) -> None:
     if path == BEHAVIOUR.get("die_on"):
         os._exit(9)
     if path.startswith("/health"):
@@ -95,7 +118,7 @@ def reply(connection: socket.socket, path: str) -> None:
     send(connection, 200, {**told, "pid": os.getpid(), "health_asked": SEEN["health"]})
 
 
-def reply_health(connection: socket.socket) -> None:
+def reply_health(connection: _socket.socket) -> None:
     SEEN["health"] += 1
     time.sleep(BEHAVIOUR.get("health_delay", 0))
     if SEEN["health"] > BEHAVIOUR.get("stop_after_health", 1 << 30):
@@ -108,8 +131,8 @@ def reply_health(connection: socket.socket) -> None:
         os._exit(7)
 
 
-def send(connection: socket.socket, status: int, body: Any) -> None:
-    data = (body if isinstance(body, str) else json.dumps(body)).encode()
+def send(connection: _socket.socket, status: int, body: Any) -> None:
+    data = (body if isinstance(body, str) else as_json(body)).encode()
     head = (
         f"HTTP/1.1 {status} Scripted\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
@@ -118,17 +141,17 @@ def send(connection: socket.socket, status: int, body: Any) -> None:
 
 
 def notify(*lines: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.sendto("\n".join(lines).encode(), "\0" + os.environ["NOTIFY_SOCKET"][1:])
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    sock.sendto("\n".join(lines).encode(), "\0" + os.environ["NOTIFY_SOCKET"][1:])
+    sock.close()
 
 
 def exit_when_active(milliseconds: float) -> None:
     state = f"{os.environ['ATLAS_STATE_DIR']}/deploy_state.json"
     port = int(os.environ["ATLAS_PORT"])
     while True:
-        with open(state) as file:  # noqa: PTH123  # pathlib is not imported, see above
-            if json.load(file)["active_port"] == port:
-                break
+        if read_json(state)["active_port"] == port:
+            break
         time.sleep(0.0002)
     time.sleep(milliseconds / 1000)
     os._exit(3)
@@ -143,15 +166,15 @@ def exit_with(path: str) -> None:
 def watch_for_ends() -> None:
     for key, end in (("exit_when_active", exit_when_active), ("exit_with", exit_with)):
         if key in BEHAVIOUR:
-            threading.Thread(target=end, args=(BEHAVIOUR[key],), daemon=True).start()
+            _thread.start_new_thread(end, (BEHAVIOUR[key],))
 
 
 def drain() -> None:
     os.close(STOP)
-    for thread in SERVING:
-        thread.join()
+    for serving in SERVING:
+        serving.acquire()
     left = {"requests": SEEN["held"], "websockets": 0, "event_streams": 0, "idle": 0}
-    notify("X_ATLAS_ACCEPTING=0", f"X_ATLAS_LEFT={json.dumps(left)}")
+    notify("X_ATLAS_ACCEPTING=0", f"X_ATLAS_LEFT={as_json(left)}")
     while SEEN["held"]:
         time.sleep(0.02)
     os._exit(0)
@@ -173,18 +196,21 @@ def serve_alone(*, instead: bool) -> None:
     os.execve(sys.executable, ["nginx: master", "-S", __file__, "alone", *known], {})  # noqa: S606
 
 
-def listeners() -> list[socket.socket]:
+def listeners() -> list[_socket.socket]:
     if sys.argv[1:2] == ["--port"]:
-        return [socket.create_server(("127.0.0.1", int(sys.argv[2])))]
-    return [socket.socket(fileno=3 + each) for each in range(int(os.environ["LISTEN_FDS"]))]
+        listener = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+        listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", int(sys.argv[2])))
+        listener.listen(128)
+        return [listener]
+    return [_socket.socket(fileno=3 + each) for each in range(int(os.environ["LISTEN_FDS"]))]
 
 
 def main() -> None:
     if sys.argv[1:2] == ["alone"]:
         os.environ |= {"LISTEN_FDS": sys.argv[2], "ATLAS_VERSION": sys.argv[3]}
     if os.path.exists("behaviour.json"):  # noqa: PTH110 # see above
-        with open("behaviour.json") as file:  # noqa: PTH123 # see above
-            BEHAVIOUR.update(json.load(file))
+        BEHAVIOUR.update(read_json("behaviour.json"))
     if "say" in BEHAVIOUR:
         sys.stdout.write(f"{BEHAVIOUR['say']}\n")
         sys.stdout.flush()
@@ -193,16 +219,20 @@ def main() -> None:
     if "alone" in BEHAVIOUR and sys.argv[1:2] != ["alone"]:
         serve_alone(instead=BEHAVIOUR["alone"] == "instead")
     if BEHAVIOUR.get("ignore_sigterm"):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
     for listener in listeners():
-        SERVING.append(threading.Thread(target=serve, args=(listener,)))
-        SERVING[-1].start()
+        SERVING.append(_thread.allocate_lock())
+        SERVING[-1].acquire()
+        _thread.start_new_thread(serve, (listener, SERVING[-1]))
     watch_for_ends()
     if BEHAVIOUR.get("kit"):
-        once = threading.Thread(target=drain)
-        signal.signal(signal.SIGTERM, lambda *_: None if once.ident else once.start())
+        once = _thread.allocate_lock()
+        _signal.signal(
+            _signal.SIGTERM, lambda *_: once.acquire(False) and _thread.start_new_thread(drain, ())
+        )
         notify("READY=1", "X_ATLAS_KIT=1")
-        once.join() if once.ident else threading.Event().wait()
+    while True:
+        _signal.pause()
 
 
 if __name__ == "__main__":
