@@ -53,21 +53,29 @@ if "LISTEN_FDS" in os.environ:
 READY_AND_SLEEP = f"{READY}notify('READY=1')\n{ANSWER}{SLEEP}"
 DEAF = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
 SERVE = """
-import http.server, os, socket, threading
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = os.environ["ATLAS_INSTANCE"].encode()
-        self.send_response(STATUS)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Atlas-Instance", os.environ["ATLAS_INSTANCE"])
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *args): pass
+import os, select, socket, threading
+name = os.environ["ATLAS_INSTANCE"]
+answer = "\\r\\n".join((
+    "HTTP/1.0 STATUS Served", f"Content-Length: {len(name)}", f"X-Atlas-Instance: {name}", "", name
+)).encode()
+def converse(client):
+    with client:
+        head = b""
+        while b"\\r\\n\\r\\n" not in head:
+            piece = client.recv(65536)
+            if not piece:
+                return
+            head += piece
+        client.sendall(answer)
 def serve(number):
-    server = http.server.ThreadingHTTPServer(("", 0), Handler, bind_and_activate=False)
-    server.socket.close()
-    server.socket = socket.socket(fileno=number)
-    server.serve_forever()
+    listener = socket.socket(fileno=number)
+    while True:
+        select.select([listener], [], [])
+        try:
+            client, _ = listener.accept()
+        except BlockingIOError:
+            continue
+        threading.Thread(target=converse, args=(client,), daemon=True).start()
 for number in range(3, 3 + int(os.environ.get("LISTEN_FDS", "1"))):
     threading.Thread(target=serve, args=(number,)).start()
 """
@@ -101,7 +109,7 @@ def make_settings(folder: Path, **changes: Any) -> Settings:
         "active_port": blue,
         "staging_port": green,
         "public_port": public,
-        "worker_command": (sys.executable, "app.py"),
+        "worker_command": (sys.executable, "-S", "app.py"),
         "ready_timeout_seconds": 10,
         "drain_timeout_seconds": 5,
         "stop_timeout_seconds": 5,
@@ -120,7 +128,7 @@ async def launched(folder: Path, code: str, **more: Any) -> AsyncIterator[Worker
         "slot": BLUE,
         "release": release(folder / "release", code),
         "name": name,
-        "command": [sys.executable, "app.py"],
+        "command": [sys.executable, "-S", "app.py"],
         "environment": {"PATH": os.environ["PATH"], "ATLAS_INSTANCE": name},
         "inherited": InheritedSockets({}),
         "announce": False,
