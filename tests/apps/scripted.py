@@ -43,6 +43,7 @@ LEAKED: list[bytes] = []
 SERVING: list[_thread.LockType] = []
 """A lock for each listener, held while it is served."""
 STOPPED, STOP = os.pipe()
+WOKEN, WAKE = os.pipe()
 
 
 class Json:
@@ -230,9 +231,11 @@ def main() -> None:
         _signal.signal(
             _signal.SIGTERM, lambda *_: once.acquire(False) and _thread.start_new_thread(drain, ())
         )
+        os.set_blocking(WAKE, False)
+        _signal.set_wakeup_fd(WAKE)
         notify("READY=1", "X_ATLAS_KIT=1")
-    while True:
-        _signal.pause()
+    while True:  # not `pause`: a signal that came just before it would be handled after it
+        os.read(WOKEN, 64)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def notify(text):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
         s.sendto(text.encode(), "\\0" + os.environ["NOTIFY_SOCKET"][1:])
 """
-SLEEP = "import time\ntime.sleep(600)\n"
+SLEEP = "import time\nwhile True:\n    time.sleep(0.2)\n"
+"""In pieces: a signal that comes just before a sleep is handled only after it."""
 ANSWER = """
 import os, select, socket, threading
 def answer():
