@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -34,7 +35,15 @@ LONGEST = ("test_openapi_fuzzing", "test_zero_loss", "test_readme", "test_reload
 
 
 def pytest_configure() -> None:
-    """Let tests start their daemons by forks; benchmarks and the demonstration do not."""
+    """Let tests start their daemons by forks; benchmarks and the demonstration do not.
+
+    In the background a shell has its commands ignore SIGINT and SIGQUIT; what tests start, would
+    too.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     from tests.fork_server import ForkServer
     from tests.harness import DaemonProcess
 
