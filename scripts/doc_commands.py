@@ -35,21 +35,19 @@ NOT_HERE = {
     "./scripts/trace": "tests/integration/test_tracing.py does the same",
     "./scripts/start": "does not end; tests/acceptance/test_readme.py runs it",
     "atlas-supervisor": "does not end; tests/acceptance/test_readme.py runs it",
-    "apt-get": "installs packages",
     "docker": "needs a container runtime",
-    "du": "reads the whole disk",
-    "go": "needs the Go toolchain",
-    "journalctl": "needs systemd's journal",
-    "jq": "an optional program",
-    "man": "a pager",
-    "npm": "needs the npm registry",
-    "promtool": "needs Prometheus",
     "ssh": "needs a second machine",
-    "sudo": "needs root",
-    "systemctl": "needs systemd",
-    "tail": "does not end",
 }
 """Programs that no test can run, and why; a command with one of them is only checked."""
+
+ON_A_SERVER = {
+    *("apt-get", "du", "journalctl", "man", "promtool", "sudo", "systemctl"),
+    "atlas-supervisor --env-file",
+}
+"""Programs that are run on a machine of their own, which a real systemd runs."""
+
+SERVER = "tests/systemd/test_documents.py"
+"""It runs the calls of these programs, in the pages that are not in RUN_BY."""
 
 RUNNER = "tests/integration/test_doc_commands.py"
 """It runs every call of the client and the API in the pages that are not in RUN_BY."""
@@ -59,10 +57,17 @@ RUN_BY = {
     "README.es.md": "tests/acceptance/test_readme.py",
     "docs/how-to/backup.md": "tests/integration/test_how_to.py",
     "docs/how-to/ci-pipeline.md": "tests/integration/test_how_to.py",
+    "docs/how-to/django.md": "tests/acceptance/test_pages.py",
+    "docs/how-to/go.md": "tests/acceptance/test_pages.py",
     "docs/how-to/migrations.md": "tests/integration/test_how_to.py",
+    "docs/how-to/node.md": "tests/acceptance/test_pages.py",
     "docs/how-to/reverse-proxy.md": "tests/integration/test_how_to.py",
     "docs/how-to/static-files.md": "tests/integration/test_how_to.py",
-    "docs/tutorial-server.md": "tests/integration/test_doc_commands.py",
+    "docs/commands.md": SERVER,
+    "docs/how-to/several-applications.md": SERVER,
+    "docs/how-to/systemd.md": SERVER,
+    "docs/tutorial-server.md": SERVER,
+    "docs/tutorial.md": SERVER,
 }
 """The test that runs a page's blocks, as they stand."""
 
@@ -75,20 +80,25 @@ VERBS_ELSEWHERE = {
 }
 """Verbs that change more than a daemon, and the tests that run them."""
 
-ONLY_CHECKED = {
-    "docs/commands.md": "changes the reader's own shell",
-    "docs/dashboard.md": "shows the reader's own token",
-    "docs/how-to/django.md": "needs Django, which the tests' environment does not have",
-    "docs/how-to/go.md": "needs the Go toolchain",
-    "docs/tutorial.md": "changes the checkout that the tests run in",
-}
-"""Pages with other commands that no test runs, and why."""
-
 SHELL = {
     *(".", "awk", "cat", "cd", "chmod", "chown", "cp", "curl", "date", "echo", "eval", "exit"),
-    *("export", "find", "git", "grep", "gunicorn", "head", "id", "install", "kill", "ln", "ls"),
+    *("export", "find", "git", "go", "grep", "gunicorn", "head", "id", "install", "jq", "kill"),
+    *("ln", "ls"),
     *("mkdir", "mv", "node", "openssl", "pip", "printf", "python", "python3", "rm", "rsync", "sed"),
-    *("set", "sh", "sort", "tar", "tee", "test", "touch", "umask", "useradd", "uvicorn", "xargs"),
+    *(
+        "set",
+        "sh",
+        "sort",
+        "tail",
+        "tar",
+        "tee",
+        "test",
+        "touch",
+        "umask",
+        "useradd",
+        "uvicorn",
+        "xargs",
+    ),
 }
 """Other programs that a document may use."""
 
@@ -141,19 +151,28 @@ def run_by(name: str, command: str) -> str | None:
     """Return the test that runs a command of a document; None if none does."""
     if name in RUN_BY:
         return RUN_BY[name]
+    if only_checked(command):
+        return None
     for words in calls(command):
         if words[0] in CLIENTS and words[1:] and words[1] in VERBS_ELSEWHERE:
             return VERBS_ELSEWHERE[words[1]]
-    asks_daemon = any(each in CLIENTS or each == "curl" for each in programs(command))
-    return RUNNER if asks_daemon and not only_checked("", command) else None
+    if ON_A_SERVER & {*programs(command), " ".join(command.split()[:2])}:
+        return SERVER
+    asks = any(each in {*CLIENTS, "curl", "cat", "tail"} for each in programs(command))
+    return RUNNER if asks else None
 
 
-def only_checked(name: str, command: str) -> str | None:
+def only_checked(command: str) -> str | None:
     """Return why no test runs a command of a document; None if there is no reason."""
+    if command.startswith("atlas-supervisor --env-file"):
+        return None
     reasons = [NOT_HERE[each] for each in programs(command) if each in NOT_HERE]
-    if re.search(r"(?:logs|show) .*-f\b|curl .*-s?N\b", command):
-        reasons.append("does not end")
-    return next(iter(reasons), ONLY_CHECKED.get(name))
+    return next(iter(reasons), None)
+
+
+def does_not_end(command: str) -> bool:
+    """Return whether a command goes on until it is ended."""
+    return bool(re.search(r"logs .*-f\b|show .*-f\b|curl .*-s?N\b|tail -F", command))
 
 
 # What is wrong with a command.
@@ -174,6 +193,7 @@ def faults(command: str) -> Iterator[str]:
         elif (
             program in SHELL
             or program in NOT_HERE
+            or program in ON_A_SERVER
             or program.startswith(("./", "/", ".venv/", "$"))
         ):
             fault = None

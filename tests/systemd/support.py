@@ -1,7 +1,8 @@
 """A machine that a real systemd runs: pid 1 of a private namespace, with a disk of its own.
 
 The disk is a folder: `/etc`, `/srv`, `/tmp` and `/var` of the machine. A reboot is another
-namespace over the same folder. The network is the test's own, so ports have to be free ones.
+namespace over the same folder. The network is the test's own, so ports have to be free ones; a
+machine of a person who follows a document has one for itself, and homes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,12 +23,15 @@ UNITS = Path("/usr/lib/systemd/system")
 NEEDED = ("unshare", "nsenter", "systemctl", "systemd-analyze", "journalctl", "useradd", "mount")
 BOOT_SECONDS = 20.0
 OWN = ("etc", "srv", "tmp", "var")
+A_PERSONS = ("home", "opt", "root", "usr/local/share/man")
 # Of all that the machine could start, what a service and the journal need.
 KEPT = (
     *("basic", "sysinit", "multi-user", "network", "network-online", "paths", "slices", "sockets"),
     *("timers", "local-fs", "local-fs-pre", "swap", "shutdown", "umount", "final", "network-pre"),
 )
 JOURNAL = ("systemd-journald.service", "systemd-journald.socket", "systemd-journald-dev-log.socket")
+A_PERSONS_UNITS = ("dbus.service", "dbus.socket", "prometheus.service")
+"""The bus is how who is not root asks systemd."""
 
 BOOT = """
 set -e
@@ -44,17 +49,18 @@ mount --bind "$disk/generators" /usr/lib/systemd/system-generators
 case $root/ in
   /tmp/* | /var/* | /srv/*) mkdir -p "$disk$root"; mount --bind "$root" "$disk$root" ;;
 esac
+{before}
 for own in {own}; do mount --rbind "$disk/$own" "/$own"; done
 cd /
 exec env -i container=test PATH="$PATH" {systemd} --system --unit=multi-user.target
 """
 
 
-def missing() -> str | None:
-    """Return which programs a machine needs and are not here; None if nothing is missing."""
+def missing(*more: str) -> str | None:
+    """Return which programs a machine and `more` need and are not here; None if none is missing."""
     if os.geteuid() != 0:
         return "needs root"
-    programs = [name for name in NEEDED if shutil.which(name) is None]
+    programs = [name for name in (*NEEDED, *more) if shutil.which(name) is None]
     if not SYSTEMD.exists():
         programs.append("systemd")
     return f"needs {', '.join(programs)}" if programs else None
@@ -63,26 +69,31 @@ def missing() -> str | None:
 class Machine:
     """One machine. `boot` starts it, `cut_power` ends all its processes at once."""
 
-    def __init__(self, disk: Path) -> None:
+    def __init__(self, disk: Path, *, a_persons: bool = False) -> None:
         self.disk = disk
+        self._own = (*OWN, *A_PERSONS) if a_persons else OWN
+        self._namespaces = ("-m", "-p", "-C", "-u", "-i", *(("-n",) if a_persons else ()))
         self._outer: subprocess.Popen[bytes] | None = None
         self.pid = 0
         """systemd's, as it is out here."""
-        for own in OWN:
-            (disk / own).mkdir()
+        for own in self._own:
+            (disk / own).mkdir(parents=True)
         for folder in ("lib", "log/journal", "tmp", "cache"):
             (disk / "var" / folder).mkdir(parents=True)
+        for temporary in (disk / "tmp", disk / "var/tmp"):
+            temporary.chmod(0o1777)
         shutil.copytree("/etc", disk / "etc", symlinks=True, dirs_exist_ok=True)
         shutil.rmtree(disk / "etc/systemd/system")
         (disk / "etc/systemd/system").mkdir()
         (disk / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
         (disk / "generators").mkdir()  # none of them, so no service from elsewhere
         (disk / "units").mkdir()
-        for unit in (*(f"{name}.target" for name in KEPT), *JOURNAL):
+        more = A_PERSONS_UNITS if a_persons else ()
+        for unit in (*(f"{name}.target" for name in KEPT), *JOURNAL, *more):
             shutil.copy(UNITS / unit, disk / "units" / unit)
         wanted = disk / "units/sockets.target.wants"
         wanted.mkdir()
-        for unit in JOURNAL[1:]:
+        for unit in (*JOURNAL[1:], *(("dbus.socket",) if a_persons else ())):
             (wanted / unit).symlink_to(f"../{unit}")
 
     def boot(self) -> None:
@@ -91,10 +102,11 @@ class Machine:
             disk=shlex.quote(str(self.disk)),
             root=shlex.quote(str(ROOT)),
             units=UNITS,
-            own=" ".join(OWN),
+            own=" ".join(self._own),
+            before=self._before(),
             systemd=SYSTEMD,
         )
-        isolated = ("unshare", "-m", "-p", "-f", "-C", "-u", "-i", "--kill-child", "--mount-proc")
+        isolated = ("unshare", *self._namespaces, "-f", "--kill-child", "--mount-proc")
         with (self.disk.parent / "console").open("ab") as console:
             self._outer = subprocess.Popen(
                 (*isolated, "/bin/sh", "-c", script),
@@ -123,10 +135,26 @@ class Machine:
             self._outer = None
             self.until(lambda: not Path(f"/proc/{self.pid}").exists(), what="the namespace ended")
 
+    def _before(self) -> str:
+        """Return what is done on a person's machine before the host's folders are hidden."""
+        if self._own == OWN:
+            return ""
+        (self.disk / "root").chmod(0o755)  # the interpreter may be in root's home
+        base = Path(sys.base_prefix)
+        lines = ["ip link set lo up"]
+        if base.is_relative_to("/root"):
+            (self.disk / base.relative_to("/")).mkdir(parents=True)
+            lines.append(f"mount --bind {shlex.quote(str(base))} $disk{shlex.quote(str(base))}")
+        return "\n".join(lines)
+
+    def inside(self, *command: str) -> tuple[str, ...]:
+        """Return the command that runs a program on the machine."""
+        return ("nsenter", "-t", str(self.pid), *self._namespaces, *command)
+
     def run(self, *command: str, check: bool = True, timeout: float = 40) -> str:
         """Run a program on the machine; return its output on both streams."""
         done = subprocess.run(
-            ("nsenter", "-t", str(self.pid), "-m", "-p", "-C", "-u", "-i", *command),
+            self.inside(*command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -180,11 +208,11 @@ class Machine:
 
 
 @contextmanager
-def machine(folder: Path) -> Iterator[Machine]:
+def machine(folder: Path, *, a_persons: bool = False) -> Iterator[Machine]:
     """A machine that has booted; nothing of it is left at the end."""
     disk = folder / "disk"
     disk.mkdir()
-    made = Machine(disk)
+    made = Machine(disk, a_persons=a_persons)
     try:
         made.boot()
         yield made
