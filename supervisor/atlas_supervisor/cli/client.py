@@ -25,6 +25,8 @@ SERVER_ERROR = 500
 """From this status on the daemon itself fails, at least for now."""
 
 CONNECT_SECONDS = 5.0
+MIB = 1024 * 1024
+MOST_BYTES = 16 * MIB
 PATIENCE_SECONDS = 10.0
 QUIET_SECONDS = 45.0
 """A stream that is silent for so long is dead: the daemon sends something every 15 s."""
@@ -221,7 +223,19 @@ class DaemonClient:
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=patience, sock_connect=CONNECT_SECONDS),
             ) as response:
-                return self._answer(response, await response.read())
+                return self._answer(response, await self._body(response))
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        """Read an answer; nothing of the API is so long that this refuses it."""
+        too_long = f"its answer has more than {MOST_BYTES // MIB} MiB"
+        if (response.content_length or 0) > MOST_BYTES:
+            raise self._absent(too_long)
+        body = bytearray()
+        async for part in response.content.iter_any():
+            body += part
+            if len(body) > MOST_BYTES:
+                raise self._absent(too_long)
+        return bytes(body)
 
     @contextmanager
     def _explained(self, method: str, patience: float | None) -> Iterator[None]:

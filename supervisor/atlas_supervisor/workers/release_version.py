@@ -258,6 +258,16 @@ def _from_files(folder: Path, ignored: frozenset[Path], seconds: float) -> str:
     return f"files-{digest.hexdigest()[:12]}"
 
 
+def newest_file(folder: Path, ignored: frozenset[Path]) -> str | None:
+    """Return the file of a release that changed last, relative to its folder; None if unknown."""
+    newest: tuple[int, str] | None = None
+    with suppress(OSError):
+        for entry in islice(_walk(folder, ignored), _DIGEST_FILES):
+            changed = entry.stat(follow_symlinks=False).st_mtime_ns
+            newest = max(newest or (0, ""), (changed, os.path.relpath(entry.path, folder)))
+    return newest[1] if newest else None
+
+
 def _walk(folder: Path, ignored: frozenset[Path]) -> Iterator[os.DirEntry[str]]:
     """Yield all files and links, in a fixed order. Links are not followed."""
     pending = [folder]

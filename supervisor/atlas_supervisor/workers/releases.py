@@ -33,6 +33,7 @@ from atlas_supervisor.workers.release_version import (
     from_source,
     has_file,
     has_repository,
+    newest_file,
     version_of,
 )
 
@@ -288,6 +289,9 @@ class Releases:
             f"{release.path} now holds {what}, and version {recorded} was deployed from it: what "
             "runs has passed no gate"
         )
+        if release.source is VersionSource.DIGEST:
+            newest = newest_file(release.path, self._not_released)
+            problem += f" (the file that changed last is {newest})" if newest else ""
         changed = {"version": version or recorded, "recorded_version": recorded}
         return release.model_copy(update={**changed, "problem": problem})
 

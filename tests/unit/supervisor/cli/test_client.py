@@ -109,6 +109,16 @@ async def test_another_server_on_the_port_means_no_daemon(
         assert_no_daemon(await call("status", "--url", url, *options), url)
 
 
+async def test_an_answer_that_is_far_too_long_is_not_waited_for(
+    daemon: Played, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "MOST_BYTES", client.MIB)
+    daemon.play("GET", "/deploy/status", b" " * (client.MIB + 1))
+    done = await call("status", "--url", daemon.url)
+    assert done.code == 3
+    assert "its answer has more than 1 MiB" in done.err
+
+
 async def test_an_answer_of_another_server_is_escaped(call: Call) -> None:
     evil = b"HTTP/1.1 200 OK\r\nContent-Type: \x9b2Jtext\r\nContent-Length: 0\r\n\r\n"
     async with stranger(evil) as url:

@@ -183,6 +183,15 @@ def test_another_version_in_the_same_folder_is_a_problem_until_it_is_the_old_one
     assert releases.checked(changed) == release
 
 
+def test_a_file_that_the_application_wrote_into_its_own_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("1")
+    found = Releases(directory=tmp_path, releases_dir=None)
+    release = found.find(None)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/out.log").write_text("a line")
+    assert "the file that changed last is logs/out.log" in str(found.checked(release).problem)
+
+
 def test_without_a_look_at_the_files_a_folder_holds_what_it_held_at_the_last_look(
     tmp_path: Path,
 ) -> None:
