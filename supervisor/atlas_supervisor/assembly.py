@@ -119,6 +119,7 @@ class Assembly:
             runs=self.runs,
             canaries=opened.canaries,
             request_figures=opened.requests.figures,
+            recent_requests=opened.requests.recent,
             health_score=lambda: self._monitor.health().score,
             recycler=self.recycler,
             daemon=view,

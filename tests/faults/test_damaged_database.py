@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from atlas_supervisor.doctor.installation import history
 from tests.harness import DaemonProcess
 from tests.integration.support import (
     everything_agrees,
@@ -58,6 +59,18 @@ async def started(daemon: DaemonProcess) -> None:
     await everything_agrees(daemon)
 
 
+async def says_what_is_lost(daemon: DaemonProcess, aside: Path) -> None:
+    """Check that status, health, metrics and doctor name the damaged database."""
+    (note,) = (await daemon.status())["fallback_suggestions"]
+    assert (note["code"], str(aside) in note["message"]) == ("history_lost", True)
+    health = (await daemon.request("GET", "/health")).json
+    assert health["checks"]["database"]["status"] == "warn"
+    assert aside.name in health["checks"]["database"]["message"]
+    assert "\natlas_history_lost 1.0\n" in (await daemon.request("GET", "/metrics")).json
+    (finding,) = history(daemon.state_dir)
+    assert (finding.status, str(aside) in str(finding.mend)) == ("warn", True)
+
+
 async def test_a_database_with_content_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2")
@@ -70,6 +83,7 @@ async def test_a_database_with_content_that_cannot_be_read_is_set_aside(tmp_path
             damage(daemon, script)
             await started(daemon)
             assert len(set_aside(daemon)) == 1, name
+            await says_what_is_lost(daemon, set_aside(daemon)[0])
             await invariants_hold(daemon)
             await daemon.stop()
             shutil.rmtree(daemon.state_dir)

@@ -95,6 +95,7 @@ async def test_a_worker_that_stays_down_is_reported_and_its_clients_are_refused(
         (suggestion,) = status["fallback_suggestions"]
         assert suggestion["code"] == "active_worker_crashes"
         assert "exited with status 3" in suggestion["message"]
+        assert "there is no version to go back to" in suggestion["action"]
         release(daemon, "v1")
         async with asyncio.timeout(10):
             while (await daemon.request("GET", "/readyz")).status != 200:

@@ -41,6 +41,7 @@ from atlas_supervisor.model.release import (
     VersionSource,
 )
 from atlas_supervisor.model.requests import (
+    RecentRequests,
     RequestFigures,
     RequestHour,
     TrafficSwitch,
@@ -467,6 +468,7 @@ STATUS = Status(
             cpu_percent=0.8,
         )
     ],
+    requests=RecentRequests(seconds=300, requests=12_450, failed=3),
     traffic=Traffic(plane="kernel", weights={"blue": 0.0, "green": 1.0}),
     daemon=DAEMON,
     recycle=RecycleView(

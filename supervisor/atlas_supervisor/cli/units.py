@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 MISSING = "-"
 
@@ -28,6 +30,15 @@ def duration(milliseconds: float) -> str:
     if milliseconds < DAY:
         return _pair(milliseconds, HOUR, "h", MINUTE, "min")
     return _pair(milliseconds, DAY, "d", HOUR, "h")
+
+
+def recent_errors(recent: Mapping[str, Any]) -> str:
+    """Return the words for the `requests` of a status: `3 of 1,200 requests failed in 5 min`."""
+    seconds = int(recent.get("seconds") or 0)
+    span = f"{seconds} s" if seconds < 60 else f"{seconds // 60} min"
+    if not (failed := recent.get("failed")):
+        return f"0 errors in {span}"
+    return f"{amount(failed)} of {amount(recent.get('requests'))} requests failed in {span}"
 
 
 def _pair(milliseconds: float, size: float, unit: str, part: float, part_unit: str) -> str:

@@ -28,6 +28,9 @@ Ask = Callable[[str, Audience], Awaitable[Record]]
 PERIOD_SECONDS = 1.0
 QUIET_TICKS = 2
 """After so many periods without a change an open page is sent the time: it is not stale."""
+LOOK_SECONDS = 3.0
+"""What is not answered by then is shown as missing, and asked for again."""
+_SLOW = f"There was no answer within {LOOK_SECONDS:g} s: the disk may be slow. It is tried again."
 _MOST_WAITING = 8
 _BROKEN = "This part can't be shown: the supervisor's log says why."
 _FRESH_SECONDS = 0.25
@@ -173,19 +176,26 @@ class _Rendering:
             now, due = asyncio.get_running_loop().time(), self._due
             if len(due) == len(self._needs) and now - self._looked < _FRESH_SECONDS:
                 return
+            until = (
+                now + LOOK_SECONDS
+            )  # those from memory need no time, and are there after it, too
             for request, seconds in self._needs.items():
                 if now >= due.get(request, now):
                     await asyncio.sleep(0)  # answers from memory would else be one long turn
-                    answer = await self._answer(ask, request)
+                    answer = await self._answer(ask, request, until)
                     if answer != self._found.get(request):  # else it stays the same object
                         self._found[request] = answer
                     due[request] = now + seconds - PERIOD_SECONDS / 2
             self._looked = now
             self._answers = Answers(self._found, at=datetime.now(UTC), audience=self._audience)
 
-    async def _answer(self, ask: Ask, request: str) -> Record:
+    async def _answer(self, ask: Ask, request: str, until: float) -> Record:
         try:
-            answer = await ask(request, self._audience)
+            async with asyncio.timeout_at(until):
+                answer = await ask(request, self._audience)
+        except TimeoutError as error:
+            self._note(request, error)
+            return {"error": {"message": _SLOW}}
         except Exception as error:  # noqa: BLE001  # a bug, logged: what others answer is shown
             self._note(request, error)
             return {"error": {"message": _BROKEN}}

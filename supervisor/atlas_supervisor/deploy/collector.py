@@ -76,6 +76,12 @@ def _deploys(now: Snapshot) -> Iterator[Metric]:
     yield _one(
         "atlas_deploy_in_progress", "1 while a deploy is in progress.", status.deploy_in_progress
     )
+    lost = any(each.code == "history_lost" for each in status.fallback_suggestions)
+    yield _one(
+        "atlas_history_lost",
+        "1 while a damaged database lies in STATE_DIR, whose history is missing.",
+        lost,
+    )
     yield _one("atlas_state_generation", "Changes of deploy_state.json.", state.generation)
     yield _one("atlas_event_stream_listeners", "Open streams of GET /deploy/events.", now.listeners)
     for name, moment, ts in (

@@ -5,7 +5,7 @@ Nothing here changes anything. The status comes from memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
@@ -29,8 +29,13 @@ from atlas_supervisor.model.deploy import (
     Transition,
     as_transition,
 )
-from atlas_supervisor.model.release import EarlierVersion, EarlierVersions, ReleaseView
-from atlas_supervisor.model.requests import RequestFigures
+from atlas_supervisor.model.release import (
+    EarlierVersion,
+    EarlierVersions,
+    ReleaseView,
+    VersionSource,
+)
+from atlas_supervisor.model.requests import RecentRequests, RequestFigures
 from atlas_supervisor.model.slot import SlotState, SlotView
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.status import DaemonView, HoldView, Status, Suggestion, Traffic
@@ -47,6 +52,16 @@ _GATES = {StepName.LAUNCH, StepName.SMOKE, StepName.HEALTH}
 
 
 _ROLLBACK_REQUESTED = f"{Phase.GUARD}: rollback requested by "
+
+
+_WRITES_INTO_ITSELF = (
+    " If the application itself or its output changed the folder, let them write elsewhere, or "
+    "give the release a `VERSION` file: then other files do not count."
+)
+_NO_WAY_BACK = (
+    "there is no version to go back to, so mend what it needs, or deploy one that works with "
+    "`atlasctl deploy`."
+)
 
 
 def failure(last: DeployRecord | None) -> str | None:
@@ -71,6 +86,8 @@ def suggestions(
     active: Slot,
     last: DeployRecord | None,
     complaint: str | None = None,
+    *,
+    can_go_back: bool = True,
 ) -> list[Suggestion]:
     """Return problems and their fixes; empty if there are none."""
     found = []
@@ -118,16 +135,17 @@ def suggestions(
                 f"{active.restarts} restarts so far. It is tried again, at pauses of up to a "
                 "minute.",
                 action=f"See {logs / 'supervisor.jsonl'} for the reasons and {log} for its output; "
-                "go back with `atlasctl rollback`.",
+                + ("go back with `atlasctl rollback`." if can_go_back else _NO_WAY_BACK),
             )
         )
     if active.instance is not None and (problem := active.instance.release.problem) is not None:
+        is_digest = active.instance.release.source is VersionSource.DIGEST
         found.append(
             Suggestion(
                 code="active_release_changed",
                 message=f"What serves is not what was deployed: {problem}.",
                 action="Deploy a release, so that it passes the gates (`atlasctl deploy`), or go "
-                "back with `atlasctl rollback`.",
+                "back with `atlasctl rollback`." + (_WRITES_INTO_ITSELF if is_digest else ""),
             )
         )
     return found
@@ -159,6 +177,7 @@ class DeployQueries:
         runs: Runs,
         canaries: CanaryOverview,
         request_figures: Callable[[str], RequestFigures | None],
+        recent_requests: Callable[[], RecentRequests],
         health_score: Callable[[], int],
         recycler: Recycler,
         daemon: Callable[[], DaemonView],
@@ -173,6 +192,7 @@ class DeployQueries:
         self._runs = runs
         self._canaries = canaries
         self._request_figures = request_figures
+        self._recent_requests = recent_requests
         self._health_score = health_score
         self._recycler = recycler
         self._daemon = daemon
@@ -181,6 +201,7 @@ class DeployQueries:
         """Return the current status, from memory."""
         settings, state, latest = self._settings, self._state.state, self._runs.latest
         active = self._slots.active
+        slots = [self._with_requests(view) for view in self._slots.views()]
         return Status(
             mode=state.mode,
             active_port=state.active_port,
@@ -192,12 +213,21 @@ class DeployQueries:
             last_deploy=latest,
             canary_stats=self._canaries.stats(),
             fallback_suggestions=[
-                *suggestions(settings, state, active, self._runs.requested, self._slots.complaint),
+                *self._history_lost(),
+                *suggestions(
+                    settings,
+                    state,
+                    active,
+                    self._runs.requested,
+                    self._slots.complaint,
+                    can_go_back=self._can_go_back(),
+                ),
                 *self._recycler.suggestions(),
                 *self._canaries.suggestions(),
             ],
-            slots=[self._with_requests(view) for view in self._slots.views()],
+            slots=slots,
             draining=self._slots.drains.views(),
+            requests=self._recent_requests() if any(each.requests for each in slots) else None,
             traffic=Traffic(
                 plane=self._plane.name, weights=self._plane.policy.weights, held=self._hold()
             ),
@@ -205,6 +235,22 @@ class DeployQueries:
             recycle=self._recycler.view(),
             deploy_in_progress=self._runs.current is not None,
         )
+
+    def _history_lost(self) -> Iterator[Suggestion]:
+        if (lost := self._database.lost) is not None:
+            yield Suggestion(
+                code="history_lost",
+                message=f"The database was damaged: deploys, audit and canary counts of before are "
+                f"missing, and a rollback knows no earlier version. The damaged file is {lost}.",
+                action="Restore a backup, or go on without: either way move that file away, which "
+                "ends this notice.",
+            )
+
+    def _can_go_back(self) -> bool:
+        """Return whether a version served before the active one, as far as memory knows."""
+        last = self._runs.latest
+        switched = {step.name for step in last.steps if step.ok} if last else set()
+        return self._database.versions.depth > 1 or StepName.SWITCH in switched
 
     def _hold(self) -> HoldView | None:
         hold = self._state.state.hold

@@ -22,12 +22,13 @@ from atlas_supervisor.config import Settings, warnings
 from atlas_supervisor.config.smoke_file import load_smoke_file
 from atlas_supervisor.doctor.finding import Finding, fail, looked, ok, warn
 from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.health.daemon_checks import disk_free
+from atlas_supervisor.health.daemon_checks import disk_free, history_lost
 from atlas_supervisor.model.health import CheckStatus
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.start_check import report as start_report
 from atlas_supervisor.store import state_folder
+from atlas_supervisor.store.database import set_aside_last
 from atlas_supervisor.system import procfs, socket_keeper
 from atlas_supervisor.system.files import short_name
 from atlas_supervisor.system.program import own_version
@@ -111,6 +112,7 @@ def installation(settings: Settings, env_file: Path) -> Iterator[Finding]:
             found = [fail("permissions", f"{error.filename}: {error.strerror}", mend)]
     yield from found
     yield from looked("disk", lambda: [disk(settings.state_dir)])
+    yield from looked("history", lambda: history(settings.state_dir))
     yield from looked("ports", lambda: ports(settings, daemon))
     yield from looked("worker", lambda: worker(settings))
 
@@ -165,6 +167,13 @@ def disk(folder: Path) -> Finding:
             "disk", message, f"du -xh {quote(str(folder))} | sort -h | tail"
         )
     return ok("disk", message)
+
+
+def history(folder: Path) -> Iterator[Finding]:
+    """Yield that the history before a damage of the database is missing, if it is."""
+    if (lost := set_aside_last(folder)) is not None:
+        mend = f"Restore a backup, or go on without: mv {quote(str(lost))}* somewhere else"
+        yield warn("history", history_lost(lost), mend)
 
 
 def ports(settings: Settings, daemon: Daemon | None) -> Iterator[Finding]:

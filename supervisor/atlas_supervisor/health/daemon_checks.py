@@ -49,8 +49,17 @@ async def database(keeper: StateKeeper, store: Database) -> Check:
     if not store.is_in_place():
         message = "atlas.db was removed or replaced; what is written is lost with the next start"
         return Check(status=CheckStatus.FAIL, unit="ms", message=message)
+    if (lost := await anyio.to_thread.run_sync(store.look_for_lost)) is not None:
+        return Check(
+            status=CheckStatus.WARN, value=watch.milliseconds, unit="ms", message=history_lost(lost)
+        )
     message = "write and read-back OK"
     return Check(status=CheckStatus.PASS, value=watch.milliseconds, unit="ms", message=message)
+
+
+def history_lost(lost: Path) -> str:
+    """Return the message about a database that was set aside."""
+    return f"atlas.db was damaged and is empty since: history and audit before are in {lost.name}"
 
 
 async def disk_free(folder: Path) -> Check:

@@ -229,6 +229,17 @@ class RequestHour(BaseModel, frozen=True):
     )
 
 
+class RecentRequests(BaseModel, frozen=True):
+    """Users' requests of all versions in the last five minutes."""
+
+    seconds: int = Field(
+        description="The time that this is about: 300, or less if the daemon has been counting for "
+        "less. What was requested while no daemon ran came at no known time and is left out."
+    )
+    requests: int = Field(description="Requests that began.")
+    failed: int = Field(description="Responses with 5xx, and requests cut by a process's end.")
+
+
 class RequestFigures(BaseModel, frozen=True):
     """What users' requests were like in the last minute."""
 

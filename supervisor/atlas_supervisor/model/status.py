@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from atlas_supervisor.model.canary import CanaryStats
 from atlas_supervisor.model.deploy import DeployRecord, Mode
 from atlas_supervisor.model.drain import DrainingView
+from atlas_supervisor.model.requests import RecentRequests
 from atlas_supervisor.model.slot import SlotView
 from atlas_supervisor.model.state import Hold
 
@@ -148,6 +149,11 @@ class Status(BaseModel, frozen=True):
         default=[],
         description="Workers that finish their connections, oldest first; up to four besides those "
         "in the slots.",
+    )
+    requests: RecentRequests | None = Field(
+        default=None,
+        description="Users' requests of the last five minutes; null if no worker in a slot counts "
+        "them.",
     )
     traffic: Traffic = Field(description="How connections to the public port are split.")
     daemon: DaemonView = Field(description="What answers here, and how it was started.")

@@ -30,6 +30,7 @@ import structlog
 
 from atlas_supervisor.model.judgement import ComparisonRules
 from atlas_supervisor.model.requests import (
+    RecentRequests,
     RequestCounts,
     RequestFigures,
     RequestHour,
@@ -39,7 +40,12 @@ from atlas_supervisor.model.requests import (
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.requests.addresses import AddressCounts
 from atlas_supervisor.requests.count_file import CountFile, Reading, TrackedFile, packed, unpacked
-from atlas_supervisor.requests.figures import KEPT_SECONDS, InstanceCounts, RequestHistory
+from atlas_supervisor.requests.figures import (
+    KEPT_SECONDS,
+    InstanceCounts,
+    RecentCounts,
+    RequestHistory,
+)
 from atlas_supervisor.requests.firsts import FirstRequestCounts
 from atlas_supervisor.requests.seconds import LATE_SECONDS, Cells, added, left_open, totals_of
 from atlas_supervisor.store.requests import InstanceRow, RequestCommit, RequestStore
@@ -89,6 +95,7 @@ class RequestCollector:
         self._folder = state_dir / RINGS_DIRECTORY
         self.store = store
         self._history = RequestHistory(store)
+        self._recent = RecentCounts(time.monotonic())
         self._instances: dict[str, InstanceCounts] = {}
         self._saved_rows: dict[str, InstanceRow] = {}
         self._saved_cells: dict[str, bytes] = {}
@@ -168,6 +175,10 @@ class RequestCollector:
         """Return the live figures of an instance; None if it does not count."""
         found = self._instances.get(instance)
         return found.figures(time.monotonic()) if found else None
+
+    def recent(self) -> RecentRequests:
+        """Return the requests of all versions in the last five minutes."""
+        return self._recent.view(time.monotonic())
 
     async def record(self, version: str, since: float, until: float) -> RequestTotals:
         """Return the totals of a version in the minutes that begin in `[since, until)`.
@@ -322,7 +333,8 @@ class RequestCollector:
             tracked.end()
         tracked.cells, tracked.read_at = cells, now
         tracked.forget_sealed(now)
-        instance.add(more, now)
+        if instance.add(more, now):
+            self._recent.add(more.counts, now)
         if more != RequestTotals():
             self._note(tracked.instance, instance, more)
 
@@ -341,7 +353,8 @@ class RequestCollector:
             if known.name in self.firsts.names:
                 self.firsts.add(known.name, more.firsts)
                 self.firsts.add_addresses(known.name, more.addresses)
-            instance.add(more.totals, now)
+            if instance.add(more.totals, now):
+                self._recent.add(more.totals.counts, now)
             if more.totals != RequestTotals():
                 self._note(known.name, instance, more.totals)
 

@@ -14,6 +14,7 @@ from itertools import count
 
 from atlas_supervisor.model.requests import (
     SEALED_AFTER_SECONDS,
+    RecentRequests,
     RequestCounts,
     RequestFigures,
     RequestHour,
@@ -26,6 +27,7 @@ from atlas_supervisor.store.requests import RequestStore
 from atlas_supervisor.system.clock import steady_time
 
 WINDOW_SECONDS = 60
+RECENT_SECONDS = 300
 KEPT_SECONDS = 600
 
 
@@ -45,16 +47,17 @@ class InstanceCounts:
         self._seconds: dict[int, RequestCounts] = {}
         self._recent: deque[tuple[float, RequestTotals]] = deque()
 
-    def add(self, more: RequestTotals, now: float) -> None:
-        """Add what was read now."""
+    def add(self, more: RequestTotals, now: float) -> bool:
+        """Add what was read now; return whether it came of late, not while no daemon looked."""
         self.totals.add(more)
         self.added_at = now
         if self._has_gap and self._gap_read_at in {None, now}:
             self._gap_read_at = now
-            return
+            return False
         self._recent.append((now, more))
         while self._recent[0][0] <= now - WINDOW_SECONDS:
             self._recent.popleft()
+        return True
 
     def add_second(self, second: int, counts: RequestCounts) -> None:
         """Add to the requests that began in a second."""
@@ -88,6 +91,31 @@ class InstanceCounts:
             p50_ms=p50,
             p95_ms=p95,
             p99_ms=p99,
+        )
+
+
+class RecentCounts:
+    """What all instances have counted in the last five minutes, those that are gone too."""
+
+    def __init__(self, since: float) -> None:
+        self._since = since
+        self._readings: deque[tuple[float, RequestCounts]] = deque()
+
+    def add(self, counts: RequestCounts, now: float) -> None:
+        """Add what one instance has counted since the reading before."""
+        if self._readings and self._readings[-1][0] == now:
+            counts += self._readings.pop()[1]
+        self._readings.append((now, counts))
+
+    def view(self, now: float) -> RecentRequests:
+        """Return the sum, with the time that it is about."""
+        while self._readings and self._readings[0][0] <= now - RECENT_SECONDS:
+            self._readings.popleft()
+        counts = sum((each for _, each in self._readings), RequestCounts())
+        return RecentRequests(
+            seconds=min(max(round(now - self._since), 1), RECENT_SECONDS),
+            requests=counts.begun,
+            failed=counts.failed,
         )
 
 

@@ -6,6 +6,7 @@ Write-ahead log with `synchronous=FULL`: when a call returns, what it wrote surv
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -24,6 +25,7 @@ from atlas_supervisor.store.keys import KeyStore
 from atlas_supervisor.store.migrations import migrate
 from atlas_supervisor.store.outbox import Outbox
 from atlas_supervisor.store.requests import RequestStore
+from atlas_supervisor.store.state_folder import DATABASE_FILE
 from atlas_supervisor.store.state_keeper import StateCopy
 from atlas_supervisor.store.statements import Statements, Timed, is_damage, untimed
 from atlas_supervisor.system.clock import now
@@ -51,6 +53,13 @@ class Database:
         self.trail = AuditTrail(self.statements, self.audit)
         self.canary = CanaryStore(self.statements)
         self.requests = RequestStore(self.statements)
+        self.lost: Path | None = None
+        """A damaged database whose history is missing here, until an operator removes it."""
+
+    def look_for_lost(self) -> Path | None:
+        """Return the database that was set aside last, if it is still there; note it in `lost`."""
+        self.lost = set_aside_last(self._path.parent)
+        return self.lost
 
     def is_in_place(self) -> bool:
         """Return whether the open file is still the one at its path, where a start looks for it.
@@ -61,6 +70,13 @@ class Database:
             return os.path.samestat(self._path.stat(), self._file)
         except OSError:
             return False
+
+
+def set_aside_last(folder: Path) -> Path | None:
+    """Return the damaged database that was set aside last in a state folder, if one lies there."""
+    stamps = re.compile(rf"{re.escape(DATABASE_FILE)}\.unreadable-\w+")
+    found = [path for path in folder.glob(f"{DATABASE_FILE}.*") if stamps.fullmatch(path.name)]
+    return max(found, key=lambda path: path.name, default=None)
 
 
 def recorded_releases(path: Path) -> list[Release]:
@@ -108,6 +124,7 @@ async def open_database(
     database = Database(connection, path, timed)
     try:
         await database.audit.open(HeadFile(path.with_name(HEAD_FILE)), set_aside=aside is not None)
+        await anyio.to_thread.run_sync(database.look_for_lost)
         yield database, aside
     finally:
         with anyio.CancelScope(shield=True):

@@ -355,6 +355,8 @@ class VersionStore:
 
     def __init__(self, statements: Statements) -> None:
         self._statements = statements
+        self.depth = 0
+        """How many versions `served` found last that were not undone, the active one among them."""
 
     async def push(self, slot: SlotName, release: Release) -> None:
         """Note that the release has the traffic from now on."""
@@ -371,7 +373,7 @@ class VersionStore:
 
     async def served(self) -> list[Version]:
         """Return every version that had the traffic, the last one that got it first."""
-        return [
+        found = [
             Version(
                 slot=SlotName(row["slot"]),
                 release=release_of(row),
@@ -381,6 +383,8 @@ class VersionStore:
             )
             for row in await self._statements.read("versions")
         ]
+        self.depth = sum(not version.undone for version in found)
+        return found
 
 
 def _folder(release: Release | None) -> dict[str, str | bool | None]:

@@ -10,7 +10,16 @@ from rich.text import Text
 from atlas_supervisor.cli.listing import widths_of
 from atlas_supervisor.cli.status import STATE_STYLES, usage
 from atlas_supervisor.cli.terminal import BAD, EVENT, NOTE, OK, safe, spaced
-from atlas_supervisor.cli.units import MISSING, SECOND, age, amount, duration, latency, percent
+from atlas_supervisor.cli.units import (
+    MISSING,
+    SECOND,
+    age,
+    amount,
+    duration,
+    latency,
+    percent,
+    recent_errors,
+)
 from atlas_supervisor.cli.words import Record, is_recycle, mapping, objects
 
 SUFFERING = 0.01
@@ -82,19 +91,18 @@ def _shares(status: Record) -> list[str]:
 
 
 def _figures(status: Record) -> tuple[str, str]:
-    """Return the sign and the words for the last minute's requests, of all slots together."""
+    """Return the sign by the last minute's requests, and the words for those of five minutes."""
+    recent = mapping(status.get("requests"))
     figures = [mapping(slot.get("requests")) for slot in objects(status.get("slots"))]
     counted = [each for each in figures if each.get("per_second") is not None]
-    if not counted:
+    if not recent or not counted:
         return OK, ""
     rate = sum(float(each["per_second"]) for each in counted)
     failed = sum(float(each["per_second"]) * (each.get("error_share") or 0) for each in counted)
-    if not rate:
-        return OK, "no requests in the last minute"
-    if not failed:
-        return OK, f"0 errors in the last minute at {rate:.3g} requests/s"
-    sign = BAD if failed / rate >= SUFFERING else NOTE
-    return sign, f"{percent(failed / rate)} of requests failed in the last minute"
+    errors = recent_errors(recent)
+    if rate and failed / rate >= SUFFERING:
+        return BAD, f"{percent(failed / rate)} of requests fail, {errors}"
+    return (NOTE if recent.get("failed") else OK), f"{errors}, {rate:.3g} requests/s"
 
 
 def last_change(status: Record, deploy: Record, entries: list[Record]) -> str:

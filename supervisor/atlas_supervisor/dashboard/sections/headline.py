@@ -1,13 +1,14 @@
 """The sentence on top: whether users are served, by which version, and with how many errors.
 
-It is red if users suffer, and only then: no version serves, or requests fail. That deploys are
+It is red if users suffer, and only then: no version serves, or requests fail at this moment. Errors
+of the last five minutes make it yellow. That deploys are
 disabled, or one has failed, is no harm to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from atlas_supervisor.cli import units
 from atlas_supervisor.cli.words import Record, mapping, objects
@@ -23,12 +24,10 @@ _SUFFERING = 0.01
 def view(answers: Answers) -> Mapping[str, Any]:
     """Return the sentence, how serious it is, and what an operator should know besides."""
     status = answers[STATUS]
-    tone, sentence, detail = _sentence(status, ready=not answers.error(READY))
+    sentence = _sentence(status, ready=not answers.error(READY))
     daemon = mapping(status.get("daemon"))
     return {
-        "tone": tone,
-        "sentence": sentence,
-        "detail": detail,
+        **sentence._asdict(),
         "mode": status.get("mode"),
         "health": status.get("health_score"),
         "started_ts": daemon.get("started_ts"),
@@ -40,29 +39,40 @@ def view(answers: Answers) -> Mapping[str, Any]:
     }
 
 
-def _sentence(status: Record, *, ready: bool) -> tuple[str, str, str]:
-    """Return tone, sentence and what stands beside it."""
+class _Sentence(NamedTuple):
+    tone: str
+    sentence: str
+    """A screen reader reads it when it changes."""
+    errors: str = ""
+    """What ends the sentence, and changes all the time."""
+    detail: str = ""
+    """What stands beside it."""
+
+
+def _sentence(status: Record, *, ready: bool) -> _Sentence:
     slots = {str(slot.get("slot")): slot for slot in objects(status.get("slots"))}
     if not status:
-        return "unknown", "The supervisor does not know its state", ""
+        return _Sentence("unknown", "The supervisor does not know its state")
     if not ready:
         active: Record = next((s for s in slots.values() if s.get("role") == "active"), {})
         why = str(active.get("last_exit") or f"{active.get('slot')} is {active.get('state')}")
-        return "bad", "No version serves: requests fail or wait", why
+        return _Sentence("bad", "No version serves: requests fail or wait", detail=why)
     held = mapping(mapping(status.get("traffic")).get("held"))
     if held:
         waiting = units.amount(held.get("waiting"))
-        return "watch", "New connections are held", f"{waiting} wait, none is refused"
+        detail = f"{waiting} wait, none is refused"
+        return _Sentence("watch", "New connections are held", detail=detail)
     served = _served(status, slots)
-    requests, failed = _requests(slots.values())
-    if requests is None:
-        return "good", served, "requests are not counted"
-    errors = "no errors" if not failed else f"{units.amount(failed)} of {requests:,.0f} failed"
-    detail = f"{errors} in the last minute, {rate(requests / 60)} requests/s"
-    if failed and failed >= _SUFFERING * requests:
-        share = units.percent(failed / requests)
-        return "bad", f"{served}, and {share} of requests fail", detail
-    return ("watch" if failed else "good"), served, detail
+    recent = mapping(status.get("requests"))
+    if not recent:
+        return _Sentence("good", served, detail="requests are not counted")
+    figures = [mapping(slot.get("requests")) for slot in slots.values()]
+    per_second = sum(each.get("per_second") or 0 for each in figures)
+    errors, detail = units.recent_errors(recent), f"{rate(per_second)} requests/s"
+    if (share := _failing(figures)) >= _SUFFERING:
+        fail = f"{served}, and {units.percent(share)} of requests fail"
+        return _Sentence("bad", fail, errors, detail)
+    return _Sentence("watch" if recent.get("failed") else "good", served, errors, detail)
 
 
 def rate(per_second: float) -> str:
@@ -88,10 +98,8 @@ def _version(slots: Mapping[str, Record], name: str) -> str:
     return str(mapping(slots.get(name)).get("version") or name)
 
 
-def _requests(slots: Any) -> tuple[float | None, float]:
-    """Return how many requests there were in the last minute, and how many of them failed."""
-    figures = [mapping(slot.get("requests")) for slot in slots if slot.get("requests")]
-    if not figures:
-        return None, 0
-    counts = [(each["per_second"] * 60, each.get("error_share") or 0) for each in figures]
-    return sum(count for count, _ in counts), round(sum(count * share for count, share in counts))
+def _failing(figures: Sequence[Record]) -> float:
+    """Return the share of the last minute's requests that failed, in all slots together."""
+    begun = sum(each.get("per_second") or 0 for each in figures)
+    failed = sum((e.get("per_second") or 0) * (e.get("error_share") or 0) for e in figures)
+    return failed / begun if begun else 0.0

@@ -35,6 +35,7 @@ from tests.unit.supervisor.cli.fakes import (
 from tests.unit.supervisor.cli.support import Call
 
 FIGURES = {"per_second": 41.5, "error_share": 0.0, "p50_ms": 8.2, "p95_ms": 31.0, "p99_ms": 77.0}
+RECENT = {"seconds": 300, "requests": 12450, "failed": 0}
 FAILED = record(
     step("preflight"),
     step("smoke", ok=False, message="1 of 6 smoke tests failed"),
@@ -65,7 +66,8 @@ RAMP = {
 
 def serving(**fields: Any) -> dict[str, Any]:
     active = slot("blue", 8791, "active", "running", version="1.0.0", requests=FIGURES)
-    return status(slots=[active, slot("green", 8792, "staging", "empty")], **fields)
+    slots = [active, slot("green", 8792, "staging", "empty")]
+    return status(slots=slots, **{"requests": RECENT, **fields})
 
 
 def ramping() -> dict[str, Any]:
@@ -132,7 +134,7 @@ async def test_the_screen_says_first_whether_users_are_served_then_the_slots_and
     look: Look,
 ) -> None:
     async with look(serving()) as seen:
-        await seen.until("#headline", "1.0.0 serves all traffic, 0 errors in the last minute")
+        await seen.until("#headline", "1.0.0 serves all traffic, 0 errors in 5 min")
         assert "> blue   running  1.0.0" in seen.text("#slots")
         assert "41.5   0 %     31 ms" in seen.text("#slots")
         assert "d deploy" in seen.text("#keys")
@@ -272,10 +274,11 @@ async def test_a_tall_screen_has_the_end_of_the_log_below_each_pane(
         ),
         (
             status(
-                slots=[slot("b", 1, "active", "running", requests={**FIGURES, "error_share": 0.2})]
+                slots=[slot("b", 1, "active", "running", requests={**FIGURES, "error_share": 0.2})],
+                requests={"seconds": 300, "requests": 40, "failed": 8},
             ),
             {},
-            "✗ 1.0.0 serves all traffic, 20 % of requests failed",
+            "✗ 1.0.0 serves all traffic, 20 % of requests fail, 8 of 40 requests failed in 5 min",
         ),
     ],
 )

@@ -29,21 +29,29 @@ def last(record: Any, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("per_second", "share", "tone", "words"),
+    ("failed", "share", "tone", "errors"),
     [
-        (10, 0.0, "good", "no errors in the last minute, 10 requests/s"),
-        (10, 0.001, "watch", "1 of 600 failed"),
-        (10, 0.05, "bad", "30 of 600 failed"),
-        (0, None, "good", "no errors"),
+        (0, 0.0, "good", "0 errors in 5 min"),
+        (1, 0.001, "watch", "1 of 3,000 requests failed in 5 min"),
+        (30, 0.0, "watch", "30 of 3,000 requests failed in 5 min"),
+        (30, 0.05, "bad", "30 of 3,000 requests failed in 5 min"),
+        (0, None, "good", "0 errors in 5 min"),
     ],
 )
 def test_the_headline_is_red_when_users_suffer_and_only_then(
-    per_second: float, share: float | None, tone: str, words: str
+    failed: int, share: float | None, tone: str, errors: str
 ) -> None:
-    serving = slot(1, requests=figures(per_second, share))
-    found = headline.view(answers(slots=[slot(0, requests=None), serving]))
-    assert (found["tone"], words in found["detail"]) == (tone, True)
+    slots_ = [slot(0, requests=None), slot(1, requests=figures(10, share))]
+    recent = {"seconds": 300, "requests": 3000, "failed": failed}
+    found = headline.view(answers(slots=slots_, requests=recent))
+    assert (found["tone"], found["errors"], found["detail"]) == (tone, errors, "10 requests/s")
     assert ("of requests fail" in found["sentence"]) is (tone == "bad")
+
+
+def test_the_headline_names_the_time_that_a_new_daemon_knows_of() -> None:
+    recent = {"seconds": 40, "requests": 7, "failed": 0}
+    assert headline.view(answers(requests=recent))["errors"] == "0 errors in 40 s"
+    assert headline.view(answers(requests=None))["detail"] == "requests are not counted"
 
 
 def test_no_version_serves_is_red_with_the_reason() -> None:
