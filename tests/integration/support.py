@@ -149,17 +149,22 @@ def releases(folder: Path, *names: str) -> Path:
     return folder / "releases"
 
 
-async def bash(script: str, where: Path, **environment: object) -> tuple[int, str]:
+def environment(**more: object) -> dict[str, str]:
+    """Return the environment of a job: this environment's programs, and what it is given."""
+    return {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin:/usr/sbin:/sbin",
+        **{name: str(value) for name, value in more.items()},
+    }
+
+
+async def bash(script: str, where: Path, **more: object) -> tuple[int, str]:
     """Run a script as a job does; return its exit status and all that it printed."""
     process = await asyncio.create_subprocess_exec(
         "bash",
         "-c",
         script,
         cwd=where,
-        env={
-            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin:/usr/sbin:/sbin",
-            **{name: str(value) for name, value in environment.items()},
-        },
+        env=environment(**more),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
