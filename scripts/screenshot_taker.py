@@ -1,7 +1,8 @@
 """Pictures of the dashboard over a daemon under load, to be looked at by a person.
 
-Four states, each on a desk and on a phone, light and dark: it serves, a ramp is in progress, a
-release has failed, and the supervisor is away. What axe-core finds is printed, if it is installed.
+Five states, each on a desk and on a phone, light and dark: it serves, a ramp is in progress, a
+release has failed, canaries have evidence while the history is lost, and the supervisor is away.
+What axe-core finds is printed, if it is installed.
 """
 
 from __future__ import annotations
@@ -14,9 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from scripts.demonstration import stage
-from tests.browser.support import AXE, DESK, PHONE, Dashboard
+from tests.browser.support import (
+    AXE,
+    CANARIES,
+    DESK,
+    PHONE,
+    Dashboard,
+    canaries_called,
+    lose_history,
+)
 from tests.chromium import PROGRAM, Browser
-from tests.harness import DaemonProcess
+from tests.harness import DaemonProcess, Setting
 from tests.integration.support import until_phase
 
 SCREENS: Mapping[str, dict[str, Any]] = {"1400": DESK, "390": PHONE}
@@ -44,6 +53,8 @@ async def take(folder: Path) -> None:
                 await daemon.deploy("1.2")
                 await shown.until_there("#ask-reset")
                 await pictures(shown, "failed", folder)
+                await with_canaries(daemon)
+                await pictures(shown, "canaries", folder)
                 await daemon.kill()
                 await shown.until_there("body.stale")
                 await pictures(shown, "away", folder)
@@ -52,17 +63,32 @@ async def take(folder: Path) -> None:
             browser.end()
 
 
+async def with_canaries(daemon: DaemonProcess) -> None:
+    """Let features be called, over some time, and the history be lost."""
+    await reloaded(daemon, CANARIES)
+    for _ in range(5):
+        await canaries_called(daemon)
+        await asyncio.sleep(1)
+    lose_history(daemon)
+    await asyncio.sleep(_LOAD_SECONDS)
+
+
 async def ramping(daemon: DaemonProcess) -> None:
     """Let the old version come back by growing shares."""
+    await reloaded(daemon, {"TRAFFIC_RAMP": "0.1,0.5,1", "TRAFFIC_STEP_SECONDS": 600})
+    await daemon.deploy("1.0", wait="false")
+    await until_phase(daemon, "ramp")
+
+
+async def reloaded(daemon: DaemonProcess, settings: Mapping[str, Setting]) -> None:
+    """Reload the daemon with changed settings."""
     before = (await daemon.status())["daemon"]["started_ts"]
-    daemon.settings.update(TRAFFIC_RAMP="0.1,0.5,1", TRAFFIC_STEP_SECONDS=600)
+    daemon.settings.update(settings)
     daemon.write_settings()
     await daemon.request("POST", "/supervisor/reload")
     async with asyncio.timeout(30):
         while (await daemon.status())["daemon"]["started_ts"] == before:  # noqa: ASYNC110 # polled
             await asyncio.sleep(0.1)
-    await daemon.deploy("1.0", wait="false")
-    await until_phase(daemon, "ramp")
 
 
 async def pictures(shown: Dashboard, state: str, folder: Path) -> None:

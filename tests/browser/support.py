@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from tests.chromium import Browser, Page
 from tests.harness import DaemonProcess, Setting
 from tests.integration.support import releases, scripted_daemon
 
+ROOT = Path(__file__).parents[2]
 AXE = Path(__file__).parent / "node_modules/axe-core/axe.min.js"
 needs_axe = pytest.mark.skipif(
     not AXE.exists(), reason="needs axe-core: npm ci --prefix tests/browser"
@@ -121,12 +125,16 @@ class Dashboard:
         return found
 
     async def overhang(self) -> list[str]:
-        """Return the elements that reach beyond the screen, outside of scrolling regions."""
+        """Return the elements that reach beyond the screen, outside of scrolling regions.
+
+        Not by `innerWidth`, which a phone's browser widens to all that hangs over.
+        """
         found: list[str] = await self.page.evaluate(
-            "document.documentElement.scrollWidth <= innerWidth ? [] :"
+            "(({ clientWidth, scrollWidth }) => scrollWidth <= clientWidth ? [] :"
             "[...document.querySelectorAll('body *')].filter((it) => "
-            "it.getBoundingClientRect().right > innerWidth && !it.closest('.scroll'))"
-            ".map((it) => `${it.nodeName} ${it.id} ${it.className}`)"
+            "it.getBoundingClientRect().right > clientWidth && !it.closest('.scroll'))"
+            ".map((it) => `${it.nodeName} ${it.id} ${it.className}`))"
+            "(document.documentElement)"
         )
         return found
 
@@ -145,6 +153,43 @@ async def dashboard(
         yield shown
         assert [each for each in page.complaints if not each.startswith(expected)] == []
         assert [each for each in page.requests if not each.startswith((shown.url, "data:"))] == []
+
+
+CANARIES: Mapping[str, Setting] = {
+    "CANARY_ENABLED": "true",
+    "CANARY_PERCENTAGE": 0.2,
+    "CANARY_RAMP": "0.1,0.5,1",
+    "CANARY_STEP_SECONDS": 600,
+    "CANARY_ERROR_THRESHOLD": 1,  # the evidence alone rolls back
+}
+"""Settings for `canaries_called`."""
+
+
+async def canaries_called(daemon: DaemonProcess, calls: int = 1500) -> None:
+    """Have features with data: one is ramped, one was rolled back, one stays at its share."""
+    started = await daemon.request("POST", "/deploy/canary/vision/ramp", json={"action": "start"})
+    assert started.status == 200, started
+    program = Path(__file__).parents[1] / "apps/canary_calls.py"
+    paths = os.pathsep.join(str(ROOT / each) for each in ("supervisor", "worker"))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(program), str(calls)),
+        env={"ATLAS_STATE_DIR": str(daemon.state_dir), "PYTHONPATH": paths},
+    )
+    assert await process.wait() == 0
+    async with asyncio.timeout(30):
+        while await _stage(daemon, "web") != "rolled_back":  # noqa: ASYNC110 # polled
+            await asyncio.sleep(0.1)
+
+
+async def _stage(daemon: DaemonProcess, feature: str) -> str:
+    view = (await daemon.request("GET", "/deploy/canary")).json
+    (found,) = (each["stage"] for each in view["features"] if each["feature"] == feature)
+    return str(found)
+
+
+def lose_history(daemon: DaemonProcess) -> None:
+    """Leave what a start leaves that found a damaged database."""
+    (daemon.state_dir / "atlas.db.unreadable-20260101T000000Z").write_bytes(b"damaged")
 
 
 @asynccontextmanager

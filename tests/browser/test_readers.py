@@ -6,10 +6,13 @@ import asyncio
 from pathlib import Path
 
 from tests.browser.support import (
+    CANARIES,
     DESK,
     PHONE,
     Dashboard,
+    canaries_called,
     dashboard,
+    lose_history,
     needs_axe,
     watched_daemon,
 )
@@ -17,6 +20,7 @@ from tests.chromium import Browser
 from tests.harness import Setting, write_release
 from tests.integration.support import until_phase
 
+FEATURES = {"vision": "step 1 of 3", "web": "rolled back", "optimizer": "20 % of calls"}
 FOCUSED = "document.activeElement.id"
 OUTLINE = (
     "(() => { const { outlineStyle, outlineWidth } = getComputedStyle(document.activeElement);"
@@ -156,15 +160,21 @@ async def test_by_keyboard_every_action_is_reached_and_the_focus_stays(
 async def test_axe_finds_nothing_and_nothing_hangs_over_on_a_phone(
     tmp_path: Path, browser: Browser
 ) -> None:
-    settings: dict[str, Setting] = {"AUTO_SWITCH_ON_HEALTH": "false", "AFTER_FAILURE": "single"}
+    settings = {"AUTO_SWITCH_ON_HEALTH": "false", "AFTER_FAILURE": "single", **CANARIES}
     async with watched_daemon(tmp_path, settings) as daemon, dashboard(browser, daemon) as shown:
         behaviour = {"behaviour.json": '{"say": "no gold in the vault", "exit": 3}'}
         write_release(tmp_path / "releases" / "r3", "r3", behaviour)
+        lose_history(daemon)
+        await canaries_called(daemon)
         await shown.open()
+        await shown.until_there("#note-history_lost")
         await nothing_is_found(shown, "signed out")
         await shown.sign_in()
         await daemon.deploy("r2", wait="false")
         await shown.until_there("#ask-switch")
+        for feature, words in FEATURES.items():
+            await shown.until_text(f"#feature-{feature}", words)
+            assert await shown.has(f"#feature-{feature} svg")
         await nothing_is_found(shown, "waiting", looks=4)
         await shown.ask("switch")
         await nothing_is_found(shown, "asking")

@@ -119,7 +119,9 @@ async def test_an_operator_s_commands_run_on_a_server(server: Machine) -> None:
     """After the tutorial, whose service runs."""
     etc = server.disk / "etc"
     (etc / "atlas").mkdir()
-    shutil.copy(etc / "../srv/shop/atlas.env", etc / "atlas/atlas.env")
+    for name in ("atlas", "shop"):
+        settings = (server.disk / "srv/shop/atlas.env").read_text()
+        (etc / f"atlas/{name}.env").write_text(f"{settings}STATE_DIR=/srv/shop/state\n")
     (etc / "prometheus").mkdir(exist_ok=True)
     (etc / "prometheus/prometheus.yml").write_text(PROMETHEUS)
     server.run("install", "-d", "-o", "prometheus", "/var/lib/prometheus")
@@ -169,6 +171,7 @@ async def test_several_applications_are_services_of_their_own(server: Machine) -
     await without_service(server)
     text = page("how-to/several-applications.md")
     etc = server.disk / "etc/atlas"
+    (etc / "shop.env").unlink()
     (etc / "shop.smoke.toml").touch()
     for block in blocks(text):
         if block.settings:
