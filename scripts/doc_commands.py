@@ -40,10 +40,7 @@ NOT_HERE = {
 }
 """Programs that no test can run, and why; a command with one of them is only checked."""
 
-ON_A_SERVER = {
-    *("apt-get", "du", "journalctl", "man", "promtool", "sudo", "systemctl"),
-    "atlas-supervisor --env-file",
-}
+ON_A_SERVER = {"apt-get", "du", "journalctl", "man", "promtool", "sudo", "systemctl"}
 """Programs that are run on a machine of their own, which a real systemd runs."""
 
 SERVER = "tests/systemd/test_documents.py"
@@ -156,7 +153,7 @@ def run_by(name: str, command: str) -> str | None:
     for words in calls(command):
         if words[0] in CLIENTS and words[1:] and words[1] in VERBS_ELSEWHERE:
             return VERBS_ELSEWHERE[words[1]]
-    if ON_A_SERVER & {*programs(command), " ".join(command.split()[:2])}:
+    if ON_A_SERVER & {*programs(command)}:
         return SERVER
     asks = any(each in {*CLIENTS, "curl", "cat", "tail"} for each in programs(command))
     return RUNNER if asks else None
@@ -164,8 +161,6 @@ def run_by(name: str, command: str) -> str | None:
 
 def only_checked(command: str) -> str | None:
     """Return why no test runs a command of a document; None if there is no reason."""
-    if command.startswith("atlas-supervisor --env-file"):
-        return None
     reasons = [NOT_HERE[each] for each in programs(command) if each in NOT_HERE]
     return next(iter(reasons), None)
 

@@ -1,4 +1,4 @@
-"""A reader's terminal: the commands of a document run in it as they stand, in the document's order.
+"""A reader's terminal: the commands of a document run in it as they stand, in its order.
 
 What a reader would fetch from a package index comes from the environment that the tests run in. pip
 takes it for installed, so it makes no programs of it: `write_programs` does.
@@ -48,7 +48,7 @@ echo '{index}' > "$(echo "$bin"/../lib/python*/site-packages)/index.pth"
 printf '#!/bin/sh\\nexec "$(dirname "$0")/python" -m pip "$@"\\n' > "$bin/pip"
 chmod +x "$bin/pip"
 """
-"""A Python whose new environments find all packages, pip too: to install that takes half the time."""
+"""A Python whose new environments find all packages, pip too, which takes long to install."""
 
 
 class Terminal:

@@ -1,4 +1,4 @@
-"""Calls three features as an application does: a faster canary, one that fails, and one that is the same.
+"""Calls three features as an application does: a faster canary, a failing one, and an equal one.
 
 `canary_calls.py N` makes N calls of each, below the `ATLAS_STATE_DIR` of a daemon.
 """
