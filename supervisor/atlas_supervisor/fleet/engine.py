@@ -1,0 +1,117 @@
+"""What a fleet asks of the engine that it agrees in: compare-and-set, reads, watches, presence.
+
+The interface is narrow so that its promises can be listed. Reads are linearizable: an answer is
+never older than the question. A commit is atomic over all of its keys. A watch loses no change,
+or says that it has to begin anew. `etcd` fulfils it; the simulation of a fleet plays it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from atlas_supervisor.errors import AtlasError
+
+
+class EngineError(AtlasError):
+    """The engine did not do what it was asked; whether it will have been done may be unknown."""
+
+
+class EngineUnavailableError(EngineError):
+    """The engine can't be reached, has no leader, or did not answer in time."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key with its value. `revision` is the store's revision at which it was last written."""
+
+    key: str
+    value: bytes
+    revision: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Entries under a prefix, in order of their keys, all as of one revision of the store."""
+
+    revision: int
+    entries: tuple[Entry, ...]
+
+    def value(self, key: str) -> bytes | None:
+        """Return the value of a key; None if it is absent."""
+        return next((entry.value for entry in self.entries if entry.key == key), None)
+
+    def revision_of(self, key: str) -> int:
+        """Return the revision at which a key was last written; 0 if it is absent."""
+        return next((entry.revision for entry in self.entries if entry.key == key), 0)
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """A condition of a commit: the key still has this revision (0: it is absent)."""
+
+    key: str
+    revision: int
+
+
+@dataclass(frozen=True)
+class Put:
+    """A write of a commit."""
+
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True)
+class Delete:
+    """A removal in a commit."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Entries that changed, and keys that were removed, up to a revision of the store.
+
+    `anew`: it is a whole snapshot, because changes before it may be missing (the first of a watch,
+    or the first after the store's history was compacted). What is not in it is not there.
+    """
+
+    revision: int
+    entries: tuple[Entry, ...]
+    removed: tuple[str, ...] = ()
+    anew: bool = False
+
+
+class Engine(Protocol):
+    """An engine, with every key relative to the fleet's prefix."""
+
+    async def read(self, *prefixes: str) -> Snapshot:
+        """Return all entries under the prefixes, linearizably and as of one revision.
+
+        Raises EngineError.
+        """
+        ...
+
+    async def commit(self, conditions: Sequence[Unchanged], *writes: Put | Delete) -> int | None:
+        """Do all writes if all conditions hold; return the revision, or None if one did not hold.
+
+        Raises EngineError; EngineUnavailableError may leave it open whether they were done.
+        """
+        ...
+
+    def watch(self, prefix: str) -> AsyncIterator[Changes]:
+        """Yield a snapshot and then every change under a prefix, until it is closed.
+
+        Reconnects by itself, from the revision after the last change; raises nothing but for
+        faults that trying again can't mend.
+        """
+        ...
+
+    async def announce(self, key: str, value: bytes, *, ttl_seconds: float) -> None:
+        """Write a key that goes away by itself unless it is announced again within its time.
+
+        Raises EngineError.
+        """
+        ...

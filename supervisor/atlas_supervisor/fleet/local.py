@@ -1,0 +1,67 @@
+"""What a fleet asks of the supervisor on this machine.
+
+An interface, because a simulation of a thousand hosts plays the machines and runs all else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from atlas_supervisor.fleet.documents import Evidence, LastDeploy
+
+
+@dataclass(frozen=True)
+class LocalState:
+    """What runs on this machine."""
+
+    version: str | None
+    health_score: int | None
+    mode: str
+    last_deploy: LastDeploy | None
+    deploying: bool
+
+
+@dataclass(frozen=True)
+class LocalOutcome:
+    """How a deploy or a way back ended, its guard included."""
+
+    passed: bool
+    deploy_id: str | None
+    version: str | None
+    reason: str
+
+
+class LocalSupervisor(Protocol):
+    """The supervisor on this machine, with its own gates."""
+
+    def state(self) -> LocalState:
+        """Return what runs."""
+        ...
+
+    async def deploy(self, release: str, *, key: str) -> LocalOutcome:
+        """Deploy a release with all gates, and wait until its guard has ended.
+
+        The same key again, after a restart too, begins no second deploy: it returns the outcome of
+        the first one, and waits for it if need be.
+        """
+        ...
+
+    async def go_back(self, *, key: str) -> LocalOutcome:
+        """Go back to the version before, and wait until that has ended. `key` as in `deploy`."""
+        ...
+
+    async def abort(self) -> None:
+        """Give up the deploy in progress if it has not switched yet."""
+        ...
+
+    async def kill(self, features: tuple[str, ...], *, every: bool) -> None:
+        """Switch the canaries of these features off, and on again all others that a kill had off.
+
+        Returns when it is on disk and workers read it.
+        """
+        ...
+
+    def evidence(self) -> Evidence:
+        """Return the canary's counts since this machine's counts began."""
+        ...
