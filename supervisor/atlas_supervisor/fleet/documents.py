@@ -64,6 +64,8 @@ class Holder(Document):
     generation: int = Field(ge=1)
     """The semaphore's generation when the slot was taken; breaking the slot names it."""
     rollout_id: str | None = None
+    client_id: str | None = None
+    """The FleetLock client that asked for a reboot's slot; it alone gives it back."""
 
 
 class Semaphore(Document):
