@@ -3,13 +3,23 @@
 The interface is narrow so that its promises can be listed. Reads are linearizable: an answer is
 never older than the question. A commit is atomic over all of its keys. A watch loses no change,
 or says that it has to begin anew. `etcd` fulfils it; the simulation of a fleet plays it.
+
+What a host may ask for, so that a thousand of them are no load (`./scripts/bench fleet`):
+
+    watches      single keys that change rarely, such as `kill` and `rollout`; no host watches a
+                 key that each host writes, for a thousand hosts are then a million events
+    each second  one key read, the kill switch's
+    each 5 s     its own key announced
+    whole reads  (of all hosts, of all results) by the one host whose turn it is, and by an
+                 operator's question; never by every host at each change
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import datetime
+from typing import NamedTuple, Protocol
 
 from atlas_supervisor.errors import AtlasError
 
@@ -20,6 +30,26 @@ class EngineError(AtlasError):
 
 class EngineUnavailableError(EngineError):
     """The engine can't be reached, has no leader, or did not answer in time."""
+
+
+class GarbledAnswerError(EngineError):
+    """An endpoint answers what no engine answers. Nothing is decided by it."""
+
+
+class RefusedByEngineError(EngineError):
+    """The engine refuses what it was asked and did nothing, for example for want of permission."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+        """The gRPC code."""
+
+
+class Outage(NamedTuple):
+    """Since when, and why, the engine does not do what it is asked."""
+
+    since_ts: datetime
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +117,11 @@ class Changes:
 class Engine(Protocol):
     """An engine, with every key relative to the fleet's prefix."""
 
+    @property
+    def outage(self) -> Outage | None:
+        """Since when the engine is away, and why; None while it does what it is asked."""
+        ...
+
     async def read(self, *prefixes: str) -> Snapshot:
         """Return all entries under the prefixes, linearizably and as of one revision.
 
@@ -101,11 +136,11 @@ class Engine(Protocol):
         """
         ...
 
-    def watch(self, prefix: str) -> AsyncIterator[Changes]:
+    def watch(self, prefix: str) -> AsyncGenerator[Changes, None]:
         """Yield a snapshot and then every change under a prefix, until it is closed.
 
-        Reconnects by itself, from the revision after the last change; raises nothing but for
-        faults that trying again can't mend.
+        Reconnects by itself, from the revision after the last change, and raises nothing: while
+        there is nothing to yield, `outage` says why. Close it (`aclosing`) when done.
         """
         ...
 

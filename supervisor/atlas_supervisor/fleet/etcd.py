@@ -1,0 +1,175 @@
+"""The engine that a fleet agrees in: etcd, by the JSON gateway that each of its members has.
+
+Nothing of it is written in the documents' own terms: it stores bytes under keys. Its errors are
+those of `engine`, and `outage` keeps the first of those that have not ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from atlas_supervisor.fleet.engine import (
+    Changes,
+    Delete,
+    EngineError,
+    GarbledAnswerError,
+    Outage,
+    Put,
+    RefusedByEngineError,
+    Snapshot,
+    Unchanged,
+)
+from atlas_supervisor.fleet.etcd_client import Credentials, EtcdClient, Tls
+from atlas_supervisor.fleet.etcd_messages import (
+    NOT_FOUND,
+    KeyValue,
+    Lease,
+    Status,
+    Transaction,
+    body,
+    condition,
+    encoded,
+    span,
+    write,
+)
+from atlas_supervisor.fleet.etcd_watch import Watch, entry
+from atlas_supervisor.system import clock
+
+__all__ = ["Credentials", "EtcdEngine", "Tls"]
+
+
+class EtcdEngine:
+    """A cluster of etcd, of which only the keys under a prefix are used.
+
+    `async with` opens it and connects to nothing yet, so it opens while etcd is away.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        prefix: str,
+        tls: Tls | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        """`prefix` ends with a slash; `endpoints` are URLs of one or more members."""
+        self._client = EtcdClient(endpoints, tls=tls, credentials=credentials)
+        self._prefix = prefix
+        self._leases: dict[float, int] = {}
+        self._announcing = asyncio.Lock()
+        self._outages: dict[str, Outage] = {}
+
+    async def __aenter__(self) -> Self:
+        """Read the certificates. Raises EngineError."""
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close all connections. What was announced lapses by itself, and survives a restart."""
+        await self._client.__aexit__(kind, error, trace)
+
+    @property
+    def outage(self) -> Outage | None:
+        """As in `Engine`. Reads and writes are noted apart: a full etcd can still be read."""
+        return min(self._outages.values(), default=None)
+
+    async def read(self, *prefixes: str) -> Snapshot:
+        """As in `Engine`."""
+        with self._noted("read"):
+            _, snapshot = await self._read_all(prefixes)
+        return snapshot
+
+    async def commit(self, conditions: Sequence[Unchanged], *writes: Put | Delete) -> int | None:
+        """As in `Engine`."""
+        content = body(
+            {
+                "compare": [condition(self._prefix, each) for each in conditions],
+                "success": [write(self._prefix, each) for each in writes],
+            }
+        )
+        with self._noted("write"):
+            done = await self._client.ask("/v3/kv/txn", content, Transaction, twice=False)
+            if not done.succeeded:
+                return None
+            if len(done.responses) != len(writes):
+                raise GarbledAnswerError("a transaction with another number of answers than writes")
+        return done.header.revision
+
+    def watch(self, prefix: str) -> AsyncGenerator[Changes, None]:
+        """As in `Engine`."""
+        watch = Watch(self._client, self._prefix, prefix, lambda: self._read_all((prefix,)))
+        return watch.changes(lambda: self._noted("read"))
+
+    async def announce(self, key: str, value: bytes, *, ttl_seconds: float) -> None:
+        """As in `Engine`. All keys with one time to live are under one lease."""
+        with self._noted("write"):
+            async with self._announcing:
+                await self._renew_lease(ttl_seconds)
+                try:
+                    await self._put_leased(key, value, ttl_seconds)
+                except RefusedByEngineError as error:
+                    if error.code != NOT_FOUND:
+                        raise
+                    del self._leases[ttl_seconds]  # it ended just now
+                    await self._renew_lease(ttl_seconds)
+                    await self._put_leased(key, value, ttl_seconds)
+
+    async def versions(self) -> dict[str, str | EngineError]:
+        """Return each member's version by its endpoint, or the error that it answers with."""
+        answers = await self._client.each("/v3/maintenance/status", Status)
+        return {
+            endpoint: answer if isinstance(answer, EngineError) else answer.version
+            for endpoint, answer in answers.items()
+        }
+
+    async def _put_leased(self, key: str, value: bytes, ttl_seconds: float) -> None:
+        content = {
+            "key": encoded((self._prefix + key).encode()),
+            "value": encoded(value),
+            "lease": str(self._leases[ttl_seconds]),
+        }
+        await self._client.ask("/v3/kv/put", body(content), Transaction, twice=True)
+
+    async def _renew_lease(self, ttl_seconds: float) -> None:
+        """Keep the lease, or take a new one if there is none, or the old one has ended."""
+        if lease := self._leases.get(ttl_seconds):
+            path, content = "/v3/lease/keepalive", body({"ID": str(lease)})
+            kept = await self._client.ask(path, content, Lease, twice=True, streamed=True)
+            if kept.ttl > 0:
+                return
+        content = body({"TTL": str(int(ttl_seconds))})
+        granted = await self._client.ask("/v3/lease/grant", content, Lease, twice=True)
+        if not granted.id:
+            raise GarbledAnswerError("a lease without an ID")
+        self._leases[ttl_seconds] = granted.id
+
+    async def _read_all(self, prefixes: Sequence[str]) -> tuple[Transaction, Snapshot]:
+        """Read in one transaction, which makes it one revision."""
+        spans = [span((self._prefix + prefix).encode()) for prefix in prefixes]
+        content = body({"success": [{"request_range": each} for each in spans]})
+        answer = await self._client.ask("/v3/kv/txn", content, Transaction, twice=True)
+        ranges = [each.response_range for each in answer.responses if each.response_range]
+        if len(ranges) != len(prefixes) or not answer.succeeded:
+            raise GarbledAnswerError("a transaction with another number of answers than reads")
+        found: dict[bytes, KeyValue] = {kv.key: kv for part in ranges for kv in part.kvs}
+        entries = tuple(entry(self._prefix, found[key]) for key in sorted(found))
+        return answer, Snapshot(answer.header.revision, entries)
+
+    @contextmanager
+    def _noted(self, kind: str) -> Iterator[None]:
+        """Note that the engine does what it is asked, or since when and why it does not."""
+        try:
+            yield
+        except EngineError as error:
+            since = self._outages[kind].since_ts if kind in self._outages else clock.now()
+            self._outages[kind] = Outage(since, str(error))
+            raise
+        self._outages.pop(kind, None)

@@ -1,0 +1,211 @@
+"""Real etcd clusters on free loopback ports and a temporary folder; Debian's service stays off.
+
+    with cluster(tmp_path) as etcd:                 # or members=3
+        async with EtcdEngine(etcd.endpoints, "/atlas/test/") as engine: ...
+
+A module shares one cluster, in a fixture of its own, and each test takes a prefix of its own.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.harness import free_ports
+
+PROGRAM = shutil.which("etcd")
+MISSING = "etcd is not installed (Debian: etcd-server)"
+
+_START_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+_FAST = ("--unsafe-no-fsync", "--logger=zap", "--log-outputs=stderr", "--log-level=warn")
+
+
+@dataclass
+class Member:
+    """One member: what it is started with, and its process while it runs."""
+
+    name: str
+    folder: Path
+    client_url: str
+    peer_url: str
+    arguments: tuple[str, ...]
+    wrapper: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, or start it again with the data that it has."""
+        assert PROGRAM is not None, MISSING
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                (*self.wrapper, PROGRAM, *self.arguments), stdout=log, stderr=log
+            )
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(how)
+        try:
+            self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def suspend(self) -> None:
+        """Hang it: its connections stay, and nothing is answered."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def log(self) -> str:
+        """Return what it logged."""
+        with suppress(FileNotFoundError):
+            return (self.folder / "log").read_text(errors="replace")
+        return ""
+
+
+@dataclass
+class Cluster:
+    """A cluster of one or three members."""
+
+    members: list[Member] = field(default_factory=list)
+
+    @property
+    def endpoints(self) -> list[str]:
+        """The client URLs of all members."""
+        return [member.client_url for member in self.members]
+
+    def post(self, path: str, content: dict[str, Any], *, member: int = 0) -> dict[str, Any]:
+        """Ask a member that is reached without TLS, beside the engine under test."""
+        address = urlsplit(self.members[member].client_url)
+        assert address.hostname is not None
+        connection = http.client.HTTPConnection(address.hostname, address.port or 0, timeout=10)
+        try:
+            connection.request("POST", path, json.dumps(content))
+            answer = json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+        assert isinstance(answer, dict)
+        return answer
+
+    def revision(self) -> int:
+        """Return the store's revision."""
+        status = self.post("/v3/maintenance/status", {})
+        return int(status["header"]["revision"])
+
+    def compact(self) -> None:
+        """Forget all history before the present revision."""
+        answer = self.post("/v3/kv/compaction", {"revision": str(self.revision())})
+        assert "error" not in answer, answer
+
+    def start(self) -> None:
+        """Start all members, and wait until each has a leader."""
+        for member in self.members:
+            member.start()
+        self.until_ready()
+
+    def until_ready(self) -> None:
+        """Wait until each running member has a leader."""
+        deadline = time.monotonic() + _START_SECONDS
+        for member in self.members:
+            while not _has_leader(member):
+                running = member.process is not None and member.process.poll() is None
+                assert running, f"etcd has ended:\n{member.log()}"
+                assert time.monotonic() < deadline, f"etcd does not answer:\n{member.log()}"
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End all members."""
+        for member in self.members:
+            if member.process is not None:
+                member.process.send_signal(signal.SIGCONT)
+                member.process.terminate()
+        for member in self.members:
+            member.stop()
+
+
+@contextmanager
+def cluster(
+    folder: Path, *, members: int = 1, arguments: Sequence[str] = (), scheme: str = "http"
+) -> Iterator[Cluster]:
+    """Run a cluster on loopback; `arguments` are added to each member's."""
+    ports = free_ports(2 * members)
+    made = Cluster()
+    for number in range(members):
+        client, peer = ports[2 * number : 2 * number + 2]
+        urls = f"{scheme}://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
+        made.members.append(member(folder, f"m{number}", *urls, arguments=arguments))
+    with running(made):
+        yield made
+
+
+@contextmanager
+def running(made: Cluster) -> Iterator[None]:
+    """Complete the members' arguments, run them, and end them."""
+    peers = ",".join(f"{each.name}={each.peer_url}" for each in made.members)
+    for each in made.members:
+        each.arguments += (f"--initial-cluster={peers}",)
+    try:
+        made.start()
+        yield
+    finally:
+        made.stop()
+
+
+def member(
+    folder: Path,
+    name: str,
+    client_url: str,
+    peer_url: str,
+    *,
+    arguments: Sequence[str] = (),
+    wrapper: Sequence[str] = (),
+) -> Member:
+    """Return a member that is not started; `wrapper` comes before the program."""
+    home = folder / name
+    addresses = (
+        f"--name={name}",
+        f"--data-dir={home / 'data'}",
+        f"--listen-client-urls={client_url}",
+        f"--advertise-client-urls={client_url}",
+        f"--listen-peer-urls={peer_url}",
+        f"--initial-advertise-peer-urls={peer_url}",
+    )
+    every = (*addresses, *_FAST, *arguments)
+    return Member(name, home, client_url, peer_url, every, tuple(wrapper))
+
+
+def _has_leader(each: Member) -> bool:
+    """Return whether a member has a leader; one with TLS is ready once it accepts connections."""
+    address = urlsplit(each.client_url)
+    assert address.hostname is not None
+    connection = http.client.HTTPConnection(address.hostname, address.port or 0, timeout=2)
+    try:
+        if address.scheme == "https":
+            connection.connect()
+            return True
+        connection.request("GET", "/health")
+        return bool(json.loads(connection.getresponse().read()).get("health") == "true")
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+    finally:
+        connection.close()
