@@ -1,8 +1,8 @@
 """The documents that a fleet's machines share, and under which keys they stand.
 
     kill                        KillSwitch
-    rollout                     Rollout, the last one begun
-    semaphore                   Semaphore: which hosts may be unavailable now, and why
+    turns/rollout               Rollout, the last one begun
+    turns/semaphore             Semaphore: which hosts may be unavailable now, and why
     results/ROLLOUT/HOST        HostResult: how far a host is with a rollout
     hosts/HOST                  Member: stays until an operator forgets the host
     present/HOST                Presence, under a lease
@@ -21,7 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from atlas_supervisor.fleet.engine import EngineError
 
-KILL, ROLLOUT, SEMAPHORE = "kill", "rollout", "semaphore"
+KILL = "kill"
+TURNS = "turns/"
+"""Both documents that decide whose turn it is stand under it, so that one watch has them."""
+ROLLOUT, SEMAPHORE = "turns/rollout", "turns/semaphore"
 RESULTS, HOSTS, PRESENT, EVIDENCE = "results/", "hosts/", "present/", "evidence/"
 
 
@@ -123,6 +126,9 @@ class Rollout(Document):
     halt: Halt | None = None
     undoes: str | None = None
     """The rollout whose hosts go back, if this one goes back."""
+    excused: tuple[str, ...] = ()
+    """Hosts whose failed last deploy stops no other host: they are tried again, before all others,
+    or their failure is why the rollout goes back."""
 
 
 class HostState(StrEnum):

@@ -25,7 +25,7 @@ from atlas_supervisor.errors import AtlasError
 
 
 class EngineError(AtlasError):
-    """The engine did not do what it was asked; whether it will have been done may be unknown."""
+    """The engine did not answer that it did what was asked; it may have done it."""
 
 
 class EngineUnavailableError(EngineError):

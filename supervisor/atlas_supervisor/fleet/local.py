@@ -36,23 +36,34 @@ class LocalSupervisor(Protocol):
     """The supervisor on this machine, with its own gates."""
 
     def state(self) -> LocalState:
-        """Return what runs."""
+        """Return the version that runs, its health and its last deploy."""
         ...
 
     async def deploy(self, release: str, *, key: str) -> LocalOutcome:
         """Deploy a release with all gates, and wait until its guard has ended.
 
         The same key again, after a restart too, begins no second deploy: it returns the outcome of
-        the first one, and waits for it if need be.
+        the first one, and waits for it if need be. Raises RefusedError if it could not begin.
         """
         ...
 
-    async def go_back(self, *, key: str) -> LocalOutcome:
-        """Go back to the version before, and wait until that has ended. `key` as in `deploy`."""
+    async def go_back(self, release: str, *, key: str) -> LocalOutcome:
+        """Go back to the version before a release, and wait until that has ended.
+
+        Where the release is not what runs, that is passed at once and nothing is done. `key` and
+        RefusedError as in `deploy`.
+        """
         ...
 
-    async def abort(self) -> None:
-        """Give up the deploy in progress if it has not switched yet."""
+    async def outcome(self, *, key: str) -> LocalOutcome | None:
+        """Return the outcome of what was begun with a key, and wait for it if need be.
+
+        None if nothing was begun with it.
+        """
+        ...
+
+    async def abort(self, *, key: str) -> None:
+        """Give up what was begun with a key, if it is in progress and has not switched yet."""
         ...
 
     async def kill(self, features: tuple[str, ...], *, every: bool) -> None:
