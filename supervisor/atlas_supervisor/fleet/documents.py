@@ -178,6 +178,8 @@ class Presence(Document):
     """Why the host takes no slot now; empty if it waits for none."""
     kill_epoch: int = 0
     """The kill switch's epoch that is applied and on its disk."""
+    installation: str = ""
+    """Differs between two supervisors, so that two with one FLEET_HOST are noticed."""
     sent_ts: datetime
     """By the host's own clock: shown, and compared with no other host's."""
 
@@ -210,8 +212,13 @@ class FeatureCount(Document):
 
 
 class Evidence(Document):
-    """A host's cumulative counts. A new `boot_epoch` means that they began again at zero."""
+    """A host's cumulative counts: they never fall, and so neither does the fleet's sum.
+
+    They are kept in the host's database. If that is lost, they begin again at zero, with a new
+    `boot_epoch`, and what the host had published before is `earlier`, which `features` include.
+    """
 
     boot_epoch: str
     features: dict[str, FeatureCount] = {}
+    earlier: dict[str, FeatureCount] = {}
     counted_ts: datetime

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from atlas_supervisor.fleet.documents import Evidence, LastDeploy
+from atlas_supervisor.fleet.documents import Evidence, KillSwitch, LastDeploy
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class LocalSupervisor(Protocol):
         """Give up what was begun with a key, if it is in progress and has not switched yet."""
         ...
 
-    async def kill(self, features: tuple[str, ...], *, every: bool) -> None:
-        """Switch the canaries of these features off, and on again all others that a kill had off.
+    async def kill(self, switch: KillSwitch) -> None:
+        """Switch the canaries of its features off, and on again all others that a kill had off.
 
-        Returns when it is on disk and workers read it.
+        Returns once workers read it. Raises OSError, and nothing has changed.
         """
         ...
 
