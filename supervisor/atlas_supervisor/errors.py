@@ -503,6 +503,20 @@ SLOT_HAS_CHANGED = ErrorSpec(
     "the slot was given back and taken again: look at the host before you break it",
     {"host": "web2", "present": 14, "given": 9},
 )
+HOST_IS_PRESENT = ErrorSpec(
+    "host_is_present",
+    409,
+    "host {host} is alive and would join again",
+    "stop its supervisor, or take FLEET_ETCD_ENDPOINTS out of its env file and restart it",
+    {"host": "web2"},
+)
+HOST_HOLDS_SLOT = ErrorSpec(
+    "host_holds_slot",
+    409,
+    "host {host} holds a slot, of generation {generation}",
+    "free it first: atlasctl fleet break {host} --generation {generation} (POST /fleet/break)",
+    {"host": "web2", "generation": 14},
+)
 FLEET_UNAVAILABLE = ErrorSpec(
     "fleet_unavailable",
     503,

@@ -103,9 +103,9 @@ class Direction(StrEnum):
 class Halt(Document):
     """Why a rollout stopped."""
 
-    host: str
-    reason: str
-    at_ts: datetime
+    host: str = Field(description="The host that failed.")
+    reason: str = Field(description="Why it failed.")
+    at_ts: datetime = Field(description="When.")
 
 
 class Rollout(Document):
@@ -156,14 +156,14 @@ class Member(Document):
     joined_ts: datetime
 
 
-class LastDeploy(Document):
+class HostDeploy(Document):
     """A host's last deploy, by itself or for a rollout."""
 
-    deploy_id: str
-    result: str
-    release: str | None = None
-    version: str | None = None
-    ended_ts: datetime | None = None
+    deploy_id: str = Field(description="Its id, on that host.")
+    result: str = Field(description="Its result, as a deploy's answer has it.")
+    release: str | None = Field(default=None, description="The release, if one was named.")
+    version: str | None = Field(default=None, description="Its version.")
+    ended_ts: datetime | None = Field(default=None, description="When it ended.")
 
 
 class Presence(Document):
@@ -173,7 +173,7 @@ class Presence(Document):
     daemon_version: str
     health_score: int | None = None
     mode: str
-    last_deploy: LastDeploy | None = None
+    last_deploy: HostDeploy | None = None
     waits_for: str = ""
     """Why the host takes no slot now; empty if it waits for none."""
     kill_epoch: int = 0
@@ -200,8 +200,8 @@ class KillSwitch(Document):
 class ArmCount(Document):
     """Calls of one arm since the host's counts began."""
 
-    calls: int = Field(ge=0)
-    errors: int = Field(ge=0)
+    calls: int = Field(ge=0, description="How many.")
+    errors: int = Field(ge=0, description="How many of them failed.")
 
 
 class FeatureCount(Document):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from atlas_supervisor.fleet.documents import Evidence, KillSwitch, LastDeploy
+from atlas_supervisor.fleet.documents import Evidence, HostDeploy, KillSwitch
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class LocalState:
     version: str | None
     health_score: int | None
     mode: str
-    last_deploy: LastDeploy | None
+    last_deploy: HostDeploy | None
     deploying: bool
 
 

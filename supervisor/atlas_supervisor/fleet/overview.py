@@ -33,7 +33,7 @@ from atlas_supervisor.fleet.documents import (
     Semaphore,
     UnreadableDocumentError,
 )
-from atlas_supervisor.fleet.engine import Snapshot
+from atlas_supervisor.fleet.engine import Outage, Snapshot
 from atlas_supervisor.fleet.outliers import outliers, total
 from atlas_supervisor.fleet.suggestions import suggestions
 from atlas_supervisor.fleet.view import (
@@ -71,8 +71,8 @@ class Knowledge:
     host: str
     snapshot: Snapshot = _NOTHING
     """Every document; none before the engine's first answer."""
-    outage: tuple[datetime, str] | None = None
-    """Since when the engine is away, and its error."""
+    outage: Outage | None = None
+    """Since when the engine is away, and why."""
     sightings: Mapping[str, Sighting] = field(default_factory=dict)
     """Of the hosts that have announced themselves since this daemon's start."""
     applied: KillSwitch | None = None
@@ -136,7 +136,7 @@ class _Documents:
             return None
 
 
-def _engine(outage: tuple[datetime, str] | None) -> EngineView:
+def _engine(outage: Outage | None) -> EngineView:
     since, error = outage or (None, None)
     return EngineView(connected=outage is None, since_ts=since, error=error)
 

@@ -107,7 +107,7 @@ def _of_hosts(view: FleetView) -> Iterator[Suggestion]:
     running = view.rollout and view.rollout.state is RolloutState.RUNNING
     if running and (failed := [host.name for host in view.hosts if _failed(host)]):
         yield Suggestion(
-            code="last_deploy_failed",
+            code="host_failed",
             message=f"The last deploy of {_some(failed)} failed; while that is so, no host takes "
             "a slot",
             action="Deploy a release there that passes: `atlasctl deploy` on that machine.",

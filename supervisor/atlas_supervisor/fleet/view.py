@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 
 from pydantic import BaseModel, Field
 
@@ -10,13 +11,22 @@ from atlas_supervisor.fleet.documents import (
     ArmCount,
     Direction,
     Halt,
+    HostDeploy,
     HostState,
-    LastDeploy,
     Purpose,
     RolloutState,
 )
 from atlas_supervisor.fleet.outliers import Outlier
 from atlas_supervisor.model.status import Suggestion
+
+
+class RolloutAction(StrEnum):
+    """What an operator does to the rollout."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    ABORT = "abort"
+    ROLLBACK = "rollback"
 
 
 class EngineView(BaseModel, frozen=True):
@@ -59,7 +69,7 @@ class HostView(BaseModel, frozen=True):
     version: str | None = Field(description="The version that it serves.")
     health_score: int | None = Field(description="Its health, 0 to 100.")
     mode: str | None = Field(description="Its mode: `bluegreen` or `single`.")
-    last_deploy: LastDeploy | None = Field(description="Its last deploy.")
+    last_deploy: HostDeploy | None = Field(description="Its last deploy.")
     fresh: bool | None = Field(
         description="Whether it announces itself; null if the engine is away: then it may."
     )

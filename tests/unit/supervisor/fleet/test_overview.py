@@ -14,10 +14,11 @@ from atlas_supervisor.fleet.documents import (
     ROLLOUT,
     Document,
     Halt,
+    HostDeploy,
     HostState,
-    LastDeploy,
     RolloutState,
 )
+from atlas_supervisor.fleet.engine import Outage
 from atlas_supervisor.fleet.overview import Knowledge, Sighting, overview
 from atlas_supervisor.fleet.view import FleetView, HostView, RolloutView
 from tests.unit.supervisor.fleet.support import (
@@ -36,7 +37,7 @@ from tests.unit.supervisor.fleet.support import (
 )
 
 DEPLOYING, PASSED, FAILED = HostState.DEPLOYING, HostState.PASSED, HostState.FAILED
-AWAY = (START, "no endpoint can be reached")
+AWAY = Outage(START, "no endpoint can be reached")
 
 
 def view_at_a(documents: dict[str, Document], **knowledge: Any) -> FleetView:
@@ -148,11 +149,11 @@ def test_a_paused_rollout_says_so_and_one_that_has_passed_waits_for_nothing() ->
 
 def test_a_host_whose_last_deploy_failed_is_named_while_a_rollout_runs() -> None:
     documents = fleet_of("a", "b")
-    last = LastDeploy(deploy_id="1", result="rolled_back")
+    last = HostDeploy(deploy_id="1", result="rolled_back")
     documents[PRESENT + "b"] = present_host(last_deploy=last)
 
     assert codes(view_at_a(documents)) == []
-    assert codes(view_at_a(documents | rollout_of("a", "b"))) == ["last_deploy_failed"]
+    assert codes(view_at_a(documents | rollout_of("a", "b"))) == ["host_failed"]
 
 
 def test_a_kill_names_the_hosts_that_have_not_acknowledged_it() -> None:
