@@ -163,7 +163,7 @@ class Agent:
         revision = await self._engine.commit(situation.turns.conditions, *decision.writes)
         self._is_to_look_closely = True
         if revision is not None and isinstance(decision, Take):
-            log.info("fleet_slot_taken", generation=decision.holder.generation)
+            log.info("fleet_slot_acquired", generation=decision.holder.generation)
         return _AGAIN_SECONDS
 
     async def _use(self, turns: Turns, holder: Holder) -> float:
@@ -219,13 +219,13 @@ class Agent:
                 situation = Situation.read(await self._engine.read(*ALL), holder.rollout_id)
                 writes = give_back(situation, self._host, holder, outcome, ended)
                 if writes is None and not is_unanswered:
-                    log.warning("fleet_slot_was_broken", generation=holder.generation)
+                    log.warning("fleet_slot_lost", generation=holder.generation)
                 if writes is None:
                     return
                 is_unanswered = True
                 done = await self._engine.commit(situation.turns.conditions, *writes)
                 if done is not None:
-                    log.info("fleet_slot_given_back", generation=holder.generation)
+                    log.info("fleet_slot_released", generation=holder.generation)
                     return
                 is_unanswered = False
                 await anyio.sleep(_jittered(_AGAIN_SECONDS))

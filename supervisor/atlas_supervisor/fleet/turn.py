@@ -10,7 +10,7 @@ slot. With f free slots, the first f waiting hosts of the order may take one eac
 
 Excused hosts are those whose last deploy had failed when the rollout began or was resumed. They are
 tried before all others, and until they have passed the others wait; otherwise one failed deploy
-would stop each rollout for ever, the one that mends it too. A rollout that goes back asks for no
+would stop every later rollout, the one that mends it too. A rollout that goes back asks for no
 passed deploys at all, because a failed one is the reason for it.
 
 A slot is taken in one commit on the condition that `turns/` is as it was. Results change in such
@@ -203,7 +203,7 @@ class Finish:
 def decide(
     situation: Situation, host: str, local: LocalState, now: datetime
 ) -> Wait | Use | Take | Finish:
-    """Return what a host does next."""
+    """Return the next thing that a host does, or why it waits."""
     turns = situation.turns
     rollout = turns.rollout
     if holder := turns.slot_of(host):
