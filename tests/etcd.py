@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import signal
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +31,29 @@ MISSING = "etcd is not installed (Debian: etcd-server)"
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 _FAST = ("--unsafe-no-fsync", "--logger=zap", "--log-outputs=stderr", "--log-level=warn")
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """An authority, with a certificate for 127.0.0.1 and clients', each with its key."""
+
+    ca: Path
+    server: tuple[Path, Path]
+    client: tuple[Path, Path]
+    named_client: tuple[Path, Path]
+    """One that has a CommonName."""
+
+    def arguments(self) -> tuple[str, ...]:
+        """Return what has etcd use them, and ask clients for theirs."""
+        certificate, key = self.server
+        files = (f"--cert-file={certificate}", f"--key-file={key}")
+        return (*files, f"--trusted-ca-file={self.ca}", "--client-cert-auth")
+
+    def context(self) -> ssl.SSLContext:
+        """Return a client's."""
+        context = ssl.create_default_context(cafile=self.ca)
+        context.load_cert_chain(*self.client)
+        return context
 
 
 @dataclass
@@ -70,6 +95,7 @@ class Member:
         """Hang it: its connections stay, and nothing is answered."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)  # only then no thread of it goes on
 
     def resume(self) -> None:
         """Let it go on."""
@@ -88,19 +114,21 @@ class Cluster:
     """A cluster of one or three members."""
 
     members: list[Member] = field(default_factory=list)
+    certificates: Certificates | None = None
 
     @property
     def endpoints(self) -> list[str]:
         """The client URLs of all members."""
         return [member.client_url for member in self.members]
 
-    def post(self, path: str, content: dict[str, Any], *, member: int = 0) -> dict[str, Any]:
-        """Ask a member that is reached without TLS, beside the engine under test."""
-        address = urlsplit(self.members[member].client_url)
-        assert address.hostname is not None
-        connection = http.client.HTTPConnection(address.hostname, address.port or 0, timeout=10)
+    def post(
+        self, path: str, content: dict[str, Any], *, member: int = 0, token: str = ""
+    ) -> dict[str, Any]:
+        """Ask a member, beside the engine under test."""
+        connection = _connection(self.members[member], self.certificates)
         try:
-            connection.request("POST", path, json.dumps(content))
+            headers = {"Authorization": token} if token else {}
+            connection.request("POST", path, json.dumps(content), headers)
             answer = json.loads(connection.getresponse().read())
         finally:
             connection.close()
@@ -127,7 +155,7 @@ class Cluster:
         """Wait until each running member has a leader."""
         deadline = time.monotonic() + _START_SECONDS
         for member in self.members:
-            while not _has_leader(member):
+            while not _has_leader(member, self.certificates):
                 running = member.process is not None and member.process.poll() is None
                 assert running, f"etcd has ended:\n{member.log()}"
                 assert time.monotonic() < deadline, f"etcd does not answer:\n{member.log()}"
@@ -145,11 +173,12 @@ class Cluster:
 
 @contextmanager
 def cluster(
-    folder: Path, *, members: int = 1, arguments: Sequence[str] = (), scheme: str = "http"
+    folder: Path, *, members: int = 1, certificates: Certificates | None = None
 ) -> Iterator[Cluster]:
-    """Run a cluster on loopback; `arguments` are added to each member's."""
+    """Run a cluster on loopback, with TLS for clients if there are certificates."""
     ports = free_ports(2 * members)
-    made = Cluster()
+    made = Cluster(certificates=certificates)
+    scheme, arguments = ("https", certificates.arguments()) if certificates else ("http", ())
     for number in range(members):
         client, peer = ports[2 * number : 2 * number + 2]
         urls = f"{scheme}://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
@@ -194,18 +223,43 @@ def member(
     return Member(name, home, client_url, peer_url, every, tuple(wrapper))
 
 
-def _has_leader(each: Member) -> bool:
-    """Return whether a member has a leader; one with TLS is ready once it accepts connections."""
-    address = urlsplit(each.client_url)
-    assert address.hostname is not None
-    connection = http.client.HTTPConnection(address.hostname, address.port or 0, timeout=2)
+def _has_leader(each: Member, certificates: Certificates | None) -> bool:
+    connection = _connection(each, certificates)
     try:
-        if address.scheme == "https":
-            connection.connect()
-            return True
         connection.request("GET", "/health")
         return bool(json.loads(connection.getresponse().read()).get("health") == "true")
     except (OSError, http.client.HTTPException, ValueError):
         return False
     finally:
         connection.close()
+
+
+def _connection(each: Member, certificates: Certificates | None) -> http.client.HTTPConnection:
+    address = urlsplit(each.client_url)
+    assert address.hostname is not None
+    if certificates is None:
+        return http.client.HTTPConnection(address.hostname, address.port, timeout=10)
+    context = certificates.context()
+    return http.client.HTTPSConnection(address.hostname, address.port, timeout=10, context=context)
+
+
+def make_certificates(folder: Path) -> Certificates:
+    """Make certificates with a SAN; only one client's has a CommonName too."""
+    folder.mkdir()
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    ca, ca_key = folder / "ca.pem", folder / "ca-key.pem"
+
+    def make(name: str, subject: str, extension: str, *signed: str) -> tuple[Path, Path]:
+        certificate, key = folder / f"{name}.pem", folder / f"{name}-key.pem"
+        made = ("-subj", subject, "-addext", extension, "-keyout", str(key))
+        command = ("openssl", "req", "-x509", "-days", "2", *curve, *made, "-out", str(certificate))
+        subprocess.run((*command, *signed), check=True, capture_output=True)
+        return certificate, key
+
+    make("ca", "/O=atlas tests", "keyUsage=critical,keyCertSign")
+    by_ca = ("-CA", str(ca), "-CAkey", str(ca_key), "-addext", "basicConstraints=CA:FALSE")
+    server = make("server", "/O=etcd", "subjectAltName=IP:127.0.0.1", *by_ca)
+    san = "subjectAltName=DNS:supervisor"
+    client = make("client", "/O=supervisor", san, *by_ca)
+    named = make("named", "/O=supervisor/CN=supervisor", san, *by_ca)
+    return Certificates(ca, server, client, named)

@@ -132,7 +132,8 @@ class Engine(Protocol):
     async def commit(self, conditions: Sequence[Unchanged], *writes: Put | Delete) -> int | None:
         """Do all writes if all conditions hold; return the revision, or None if one did not hold.
 
-        Raises EngineError; EngineUnavailableError may leave it open whether they were done.
+        Raises EngineError. After EngineUnavailableError they may have been done, or may be done
+        later, even after another commit: so conditions are needed if that would do harm.
         """
         ...
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +27,8 @@ from atlas_supervisor.fleet.engine import (
 from atlas_supervisor.fleet.etcd_client import Credentials, EtcdClient, Tls
 from atlas_supervisor.fleet.etcd_messages import (
     NOT_FOUND,
+    Headed,
+    Header,
     KeyValue,
     Lease,
     Status,
@@ -33,6 +36,8 @@ from atlas_supervisor.fleet.etcd_messages import (
     body,
     condition,
     encoded,
+    parsed,
+    parsed_line,
     span,
     write,
 )
@@ -78,7 +83,7 @@ class EtcdEngine:
 
     @property
     def outage(self) -> Outage | None:
-        """As in `Engine`. Reads and writes are noted apart: a full etcd can still be read."""
+        """As in `Engine`. A read does not end the outage of writes: a full etcd can be read."""
         return min(self._outages.values(), default=None)
 
     async def read(self, *prefixes: str) -> Snapshot:
@@ -95,13 +100,17 @@ class EtcdEngine:
                 "success": [write(self._prefix, each) for each in writes],
             }
         )
-        with self._noted("write"):
-            done = await self._client.ask("/v3/kv/txn", content, Transaction, twice=False)
+
+        def revision(answer: bytes) -> int | None:
+            done = parsed(Transaction, answer)
             if not done.succeeded:
                 return None
-            if len(done.responses) != len(writes):
-                raise GarbledAnswerError("a transaction with another number of answers than writes")
-        return done.header.revision
+            if sum(each.is_write for each in done.responses) != len(writes):
+                raise GarbledAnswerError("its transaction has more or fewer answers than writes")
+            return done.header.revision
+
+        with self._noted("write"):
+            return await self._client.ask("/v3/kv/txn", content, revision, twice=False)
 
     def watch(self, prefix: str) -> AsyncGenerator[Changes, None]:
         """As in `Engine`."""
@@ -136,32 +145,37 @@ class EtcdEngine:
             "value": encoded(value),
             "lease": str(self._leases[ttl_seconds]),
         }
-        await self._client.ask("/v3/kv/put", body(content), Transaction, twice=True)
+        await self._client.ask("/v3/kv/put", body(content), partial(parsed, Headed), twice=True)
 
     async def _renew_lease(self, ttl_seconds: float) -> None:
         """Keep the lease, or take a new one if there is none, or the old one has ended."""
         if lease := self._leases.get(ttl_seconds):
             path, content = "/v3/lease/keepalive", body({"ID": str(lease)})
-            kept = await self._client.ask(path, content, Lease, twice=True, streamed=True)
+            kept = await self._client.ask(path, content, partial(parsed_line, Lease), twice=True)
             if kept.ttl > 0:
                 return
         content = body({"TTL": str(int(ttl_seconds))})
-        granted = await self._client.ask("/v3/lease/grant", content, Lease, twice=True)
+        read = partial(parsed, Lease)
+        granted = await self._client.ask("/v3/lease/grant", content, read, twice=True)
         if not granted.id:
             raise GarbledAnswerError("a lease without an ID")
         self._leases[ttl_seconds] = granted.id
 
-    async def _read_all(self, prefixes: Sequence[str]) -> tuple[Transaction, Snapshot]:
+    async def _read_all(self, prefixes: Sequence[str]) -> tuple[Header, Snapshot]:
         """Read in one transaction, which makes it one revision."""
         spans = [span((self._prefix + prefix).encode()) for prefix in prefixes]
         content = body({"success": [{"request_range": each} for each in spans]})
-        answer = await self._client.ask("/v3/kv/txn", content, Transaction, twice=True)
-        ranges = [each.response_range for each in answer.responses if each.response_range]
-        if len(ranges) != len(prefixes) or not answer.succeeded:
-            raise GarbledAnswerError("a transaction with another number of answers than reads")
-        found: dict[bytes, KeyValue] = {kv.key: kv for part in ranges for kv in part.kvs}
-        entries = tuple(entry(self._prefix, found[key]) for key in sorted(found))
-        return answer, Snapshot(answer.header.revision, entries)
+
+        def read(answer: bytes) -> tuple[Header, Snapshot]:
+            done = parsed(Transaction, answer)
+            ranges = [each.response_range for each in done.responses if each.response_range]
+            if len(ranges) != len(prefixes) or not done.succeeded:
+                raise GarbledAnswerError("its transaction has more or fewer answers than reads")
+            found: dict[bytes, KeyValue] = {kv.key: kv for part in ranges for kv in part.kvs}
+            entries = tuple(entry(self._prefix, found[key]) for key in sorted(found))
+            return done.header, Snapshot(done.header.revision, entries)
+
+        return await self._client.ask("/v3/kv/txn", content, read, twice=True)
 
     @contextmanager
     def _noted(self, kind: str) -> Iterator[None]:
@@ -173,3 +187,5 @@ class EtcdEngine:
             self._outages[kind] = Outage(since, str(error))
             raise
         self._outages.pop(kind, None)
+        if kind == "write":
+            self._outages.clear()

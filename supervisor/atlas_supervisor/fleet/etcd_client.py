@@ -13,13 +13,13 @@ import random
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import aiohttp
 
@@ -49,7 +49,7 @@ REQUEST_SECONDS = 3.0
 """How long one member may take for an answer, if no other is left."""
 _IMPATIENT_SECONDS = 1.0
 """The same, if it may be asked of another member too."""
-_CONNECT_SECONDS = 1.0
+_CONNECT_SECONDS = 2.0
 ANSWER_LIMIT = 32 << 20
 """Bytes of one answer, or of one message of a stream: some 30,000 documents."""
 _OLD_TOKEN = ("revision of auth store is old", "user name is empty")
@@ -62,6 +62,8 @@ _KEEP_ALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000),
 )
 """A stream whose other end is gone without a word ends after some ten seconds."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -173,20 +175,16 @@ class EtcdClient:
         """Close all connections."""
         await self._session.close()
 
-    async def ask(
-        self, path: str, content: bytes, kind: type[M], *, twice: bool, streamed: bool = False
-    ) -> M:
-        """Send a request and return its answer. Raises EngineError.
+    async def ask(self, path: str, content: bytes, read: Callable[[bytes], T], *, twice: bool) -> T:
+        """Send a request and return its answer, as read by `read`. Raises EngineError, as that may.
 
-        `twice`: it does no harm if it is done twice. `streamed`: the answer is the only line of a
-        stream.
+        `twice`: it does no harm if it is done twice.
         """
-        read = parsed_line if streamed else parsed
         for left in reversed(range(len(self._endpoints))):
             endpoint = self._endpoints[0]
             seconds = _IMPATIENT_SECONDS if left and twice else REQUEST_SECONDS
             try:
-                return read(kind, await self._ask_one(endpoint, path, content, seconds))
+                return read(await self._ask_one(endpoint, path, content, seconds))
             except RefusedByEngineError:
                 raise
             except EngineError as error:

@@ -11,7 +11,7 @@ import json
 from base64 import b64encode
 from typing import Any, Generic, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from atlas_supervisor.fleet.engine import (
     Delete,
@@ -26,6 +26,13 @@ from atlas_supervisor.system.text import escaped
 
 _EXCERPT = 80
 """Characters of an answer that can't be read that go into its error."""
+
+_NAMED_CLIENT = b"CommonName of client"
+"""In the gateway's answer to it, which is no JSON."""
+_NAMED_CLIENT_MESSAGE = (
+    "etcd's users are on, and its gateway refuses our certificate because it has a CommonName; "
+    "FLEET_ETCD_CERT needs one that has a SAN only"
+)
 
 # Codes of gRPC.
 INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED = 3, 5, 7
@@ -64,30 +71,39 @@ class Range(Message):
     count: int = Field(default=0, ge=0)
 
 
-class HeadedRange(Range):
-    """The same, as an answer of its own."""
+class Headed(Message):
+    """Any answer, of which no more is wanted than that it is one."""
 
     header: Header
+
+
+class HeadedRange(Range, Headed):
+    """The answer to a range that is no part of a transaction."""
 
 
 class Step(Message):
     """What one operation of a transaction answered."""
 
     response_range: Range | None = None
+    response_put: dict[str, JsonValue] | None = None
+    response_delete_range: dict[str, JsonValue] | None = None
+
+    @property
+    def is_write(self) -> bool:
+        """Whether it wrote, or removed, a key."""
+        return self.response_put is not None or self.response_delete_range is not None
 
 
-class Transaction(Message):
+class Transaction(Headed):
     """The answer to a transaction."""
 
-    header: Header
     succeeded: bool = False
     responses: tuple[Step, ...] = ()
 
 
-class Lease(Message):
+class Lease(Headed):
     """The answer to a grant, or to a renewal: without a time left, the lease is gone."""
 
-    header: Header
     id: int = Field(default=0, alias="ID")
     ttl: int = Field(default=0, alias="TTL")
 
@@ -99,10 +115,9 @@ class Event(Message):
     kv: KeyValue
 
 
-class Watched(Message):
+class Watched(Headed):
     """A message of a watch. One without events says how far the watch has come."""
 
-    header: Header
     created: bool = False
     canceled: bool = False
     cancel_reason: str = ""
@@ -116,10 +131,9 @@ class Token(Message):
     token: str
 
 
-class Status(Message):
+class Status(Headed):
     """The answer of one member about itself."""
 
-    header: Header
     version: str
     leader: int = 0
 
@@ -159,6 +173,8 @@ def parsed_line(kind: type[M], content: bytes) -> M:
 
 def parsed_fault(status: int, content: bytes) -> Fault:
     """Return the reason of an answer with an error's HTTP status. Raises GarbledAnswerError."""
+    if _NAMED_CLIENT in content:
+        return Fault(code=PERMISSION_DENIED, message=_NAMED_CLIENT_MESSAGE)
     try:
         return Fault.model_validate_json(content)
     except ValidationError as error:

@@ -25,6 +25,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from atlas_supervisor.fleet.engine import (
     Changes,
@@ -39,15 +40,15 @@ from atlas_supervisor.fleet.etcd_messages import (
     HeadedRange,
     Header,
     KeyValue,
-    Transaction,
     Watched,
     body,
+    parsed,
     span,
 )
 
 SILENT_SECONDS = 15.0
 """After this much silence, half more or less, the store is asked for changes."""
-_GRACE_SECONDS = 1.0
+GRACE_SECONDS = 1.0
 """How long a change that the store knows of may take to be delivered."""
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
@@ -81,7 +82,7 @@ class Watch:
         client: EtcdClient,
         root: str,
         prefix: str,
-        read: Callable[[], Awaitable[tuple[Transaction, Snapshot]]],
+        read: Callable[[], Awaitable[tuple[Header, Snapshot]]],
     ) -> None:
         """`root` is left out of the keys that are yielded; `read` reads all entries."""
         self._client = client
@@ -117,8 +118,8 @@ class Watch:
             now = await self._newer_than(self._place)
             if self._place.is_in(now.header):
                 return self._place, None
-        answer, snapshot = await self._read()
-        self._place = _Place(answer.header, snapshot.revision, len(snapshot.entries))
+        header, snapshot = await self._read()
+        self._place = _Place(header, snapshot.revision, len(snapshot.entries))
         return self._place, Changes(snapshot.revision, snapshot.entries, anew=True)
 
     async def _stream(self, place: _Place) -> AsyncGenerator[Changes, None]:
@@ -143,7 +144,7 @@ class Watch:
             raise EngineUnavailableError("the store was replaced")
         if not now.kvs and now.count == place.keys:
             return None
-        message = await stream.message(Watched, within=_GRACE_SECONDS)
+        message = await stream.message(Watched, within=GRACE_SECONDS)
         if message is None:
             raise EngineUnavailableError("a watch was silent about a change")
         return message
@@ -152,7 +153,8 @@ class Watch:
         """Ask how many keys there are, and for one that is newer than the place."""
         newer = {"min_mod_revision": str(place.revision + 1), "limit": "1", "keys_only": True}
         content = body({**self._span, **newer})
-        return await self._client.ask("/v3/kv/range", content, HeadedRange, twice=True)
+        read = partial(parsed, HeadedRange)
+        return await self._client.ask("/v3/kv/range", content, read, twice=True)
 
     def _take(self, place: _Place, message: Watched) -> Changes | None:
         """Move the place on; return what changed, if anything did."""
