@@ -8,6 +8,7 @@ A module shares one cluster, in a fixture of its own, and each test takes a pref
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -16,13 +17,14 @@ import signal
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from atlas_supervisor.fleet.engine import Changes
 from tests.harness import free_ports
 
 PROGRAM = shutil.which("etcd")
@@ -263,3 +265,9 @@ def make_certificates(folder: Path) -> Certificates:
     client = make("client", "/O=supervisor", san, *by_ca)
     named = make("named", "/O=supervisor/CN=supervisor", san, *by_ca)
     return Certificates(ca, server, client, named)
+
+
+async def next_of(changes: AsyncIterator[Changes]) -> Changes:
+    """Return what a watch yields next."""
+    async with asyncio.timeout(20):
+        return await anext(changes)

@@ -119,9 +119,9 @@ class Gate:
         self.port = port
         self._behind = behind
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.Transport] = set()
-        self._last_request: dict[asyncio.Transport, bytes] = {}
-        self._held: set[asyncio.Transport] = set()
+        self._open: set[asyncio.WriteTransport] = set()
+        self._last_request: dict[asyncio.WriteTransport, bytes] = {}
+        self._held: set[asyncio.WriteTransport] = set()
 
     async def __aenter__(self) -> Gate:
         """Let everything pass."""
@@ -167,7 +167,7 @@ class Gate:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         *,
-        answers: asyncio.Transport | None = None,
+        answers: asyncio.WriteTransport | None = None,
     ) -> None:
         with suppress(OSError):
             while content := await reader.read(1 << 16):

@@ -24,6 +24,7 @@ from atlas_supervisor.fleet.engine import (
 )
 from atlas_supervisor.fleet.etcd import EtcdEngine
 from tests import etcd
+from tests.etcd import next_of
 from tests.harness import eventually, free_ports
 from tests.integration import fakes
 
@@ -44,11 +45,6 @@ async def engine_on(*clusters: etcd.Cluster) -> AsyncIterator[EtcdEngine]:
     endpoints = [endpoint for each in clusters for endpoint in each.endpoints]
     async with EtcdEngine(endpoints, f"/atlas/{next(_prefixes)}/") as opened:
         yield opened
-
-
-async def next_of(changes: AsyncIterator[Changes]) -> Changes:
-    async with asyncio.timeout(20):
-        return await anext(changes)
 
 
 def keys(changes: Changes) -> dict[str, bytes]:
@@ -222,7 +218,7 @@ async def test_requests_to_an_etcd_that_hangs_end_in_time(
         assert engine.outage is None
 
 
-async def test_what_is_announced_stays_while_it_is_announced_and_goes_away_by_itself(
+async def test_an_announced_key_stays_while_it_is_announced_and_goes_away_by_itself(
     one: etcd.Cluster,
 ) -> None:
     async with engine_on(one) as engine, aclosing(engine.watch("present/")) as changes:

@@ -17,7 +17,7 @@ from atlas_supervisor.fleet.engine import (
 )
 from atlas_supervisor.fleet.etcd import Credentials, EtcdEngine, Tls
 from tests import etcd
-from tests.integration.test_etcd import next_of
+from tests.etcd import next_of
 
 PREFIX = "/atlas/ours/"
 USER = Credentials("atlas", "a long password")
@@ -87,7 +87,7 @@ async def test_a_token_that_etcd_no_longer_knows_is_renewed(guarded: etcd.Cluste
         ("/atlas/others/", USER, "permission denied"),
     ],
 )
-async def test_who_has_no_right_is_refused_and_the_outage_says_so(
+async def test_a_user_without_the_right_is_refused_and_the_outage_says_so(
     guarded: etcd.Cluster, prefix: str, user: Credentials | None, complaint: str
 ) -> None:
     async with EtcdEngine(guarded.endpoints, prefix, tls(guarded), user) as engine:

@@ -37,7 +37,7 @@ class GarbledAnswerError(EngineError):
 
 
 class RefusedByEngineError(EngineError):
-    """The engine refuses what it was asked and did nothing, for example for want of permission."""
+    """The engine refuses a request and did nothing, for example because permission is missing."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)

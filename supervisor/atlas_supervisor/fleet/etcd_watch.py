@@ -9,8 +9,8 @@
 
 It is another store if its cluster is another one, or if its revision or raft's term is lower than
 before: etcd itself would wait without a word until its revision has grown to ours. A store restored
-from a backup that has grown further meanwhile can't be told from the old one; documents therefore
-have epochs and generations of their own.
+from a backup that has grown further meanwhile looks like the old one; documents therefore have
+epochs and generations of their own.
 
 A stream may be silent because nothing changes, or because it is broken. So after some seconds of
 silence the store is asked how many keys there are, and which are newer than the last change: if a
@@ -157,7 +157,7 @@ class Watch:
         return await self._client.ask("/v3/kv/range", content, read, twice=True)
 
     def _take(self, place: _Place, message: Watched) -> Changes | None:
-        """Move the place on; return what changed, if anything did."""
+        """Move the place on; return the changes, None if the message has none."""
         if message.compact_revision:
             raise _CompactedError
         if message.canceled:
