@@ -1,0 +1,76 @@
+"""A real HAProxy with a configuration of its own, if the machine has one (Debian: haproxy)."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+PROGRAM = shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
+MISSING = "HAProxy is not installed (Debian: haproxy)"
+
+
+@dataclass(frozen=True)
+class HAProxy:
+    """One that runs."""
+
+    socket: Path
+    """Its administrators' socket."""
+
+    async def command(self, text: str) -> str:
+        """Send a command of its runtime API; return the answer."""
+        reader, writer = await asyncio.open_unix_connection(self.socket)
+        writer.write(f"{text}\n".encode())
+        answer = await reader.read()
+        writer.close()
+        return answer.decode()
+
+    async def servers(self) -> dict[str, dict[str, str]]:
+        """Return what `show stat` has of each server, by its name."""
+        lines = (await self.command("show stat")).removeprefix("# ").strip().splitlines()
+        rows = csv.DictReader(lines)
+        return {row["svname"]: row for row in rows if row["svname"] not in {"FRONTEND", "BACKEND"}}
+
+    async def until(self, server: str, status: str, *, within: float = 20.0) -> None:
+        """Wait until a server has a status, such as UP, DRAIN or DOWN."""
+        async with asyncio.timeout(within):
+            while not (await self.servers())[server]["status"].startswith(status):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def haproxy(folder: Path, configuration: str) -> AsyncIterator[HAProxy]:
+    """Check the configuration, serve it, and wait until it is served; end it at the end."""
+    assert PROGRAM is not None, MISSING
+    file, socket = _written(folder, configuration)
+    checked = await asyncio.create_subprocess_exec(
+        *(PROGRAM, "-c", "-f", str(file)), stderr=asyncio.subprocess.PIPE
+    )
+    _, complaints = await checked.communicate()
+    assert checked.returncode == 0, complaints.decode()
+    assert b"WARNING" not in complaints, complaints.decode()
+    with (folder / "log").open("wb") as output:
+        served = await asyncio.create_subprocess_exec(
+            *(PROGRAM, "-db", "-f", str(file)), stdout=output, stderr=output
+        )
+    try:
+        async with asyncio.timeout(10):
+            while not socket.exists():
+                assert served.returncode is None, (folder / "log").read_text()
+                await asyncio.sleep(0.02)
+        yield HAProxy(socket)
+    finally:
+        served.kill()  # what it carries ends with it; SIGTERM would wait for streams
+        await served.wait()
+
+
+def _written(folder: Path, configuration: str) -> tuple[Path, Path]:
+    """Write the configuration, with a runtime API; return its file and that API's socket."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file, socket = folder / "haproxy.cfg", folder / "admin.sock"
+    file.write_text(f'{configuration}\nglobal\n    stats socket "{socket}" level admin\n')
+    return file, socket
