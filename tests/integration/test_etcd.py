@@ -12,6 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from atlas_supervisor.config import Settings
+from atlas_supervisor.doctor.engine import engine as doctor
+from atlas_supervisor.doctor.finding import Level
 from atlas_supervisor.fleet import etcd_client, etcd_watch
 from atlas_supervisor.fleet.engine import (
     Changes,
@@ -315,6 +318,32 @@ async def test_another_member_is_asked_if_one_answers_garbage_or_is_not_there(
                 assert (await engine.read("k")).entries == ()
                 assert await engine.commit([Unchanged("k", 0)], Put("k", b"1"))
                 assert engine.outage is None
+
+
+def test_the_doctor_reports_each_members_version_and_endpoints_of_different_clusters(
+    one: etcd.Cluster, tmp_path: Path
+) -> None:
+    assert list(doctor(Settings.model_construct(base_dir=tmp_path))) == []
+    (closed,) = free_ports(1)
+    away = f"http://127.0.0.1:{closed}"
+    found = [
+        *doctor(
+            Settings.model_construct(base_dir=tmp_path, fleet_etcd_endpoints=(*one.endpoints, away))
+        )
+    ]
+    levels = {each.message.split(": ")[0]: each.status for each in found}
+    assert levels == {one.endpoints[0]: Level.WARN, away: Level.WARN}
+    assert any("etcd 3.4." in each.message and "Upgrade" in str(each.mend) for each in found)
+    with etcd.cluster(tmp_path) as other:
+        found = [
+            *doctor(
+                Settings.model_construct(
+                    base_dir=tmp_path, fleet_etcd_endpoints=(*one.endpoints, *other.endpoints)
+                )
+            )
+        ]
+    assert ["different clusters" in each.message for each in found] == [False, False, True]
+    assert found[-1].status is Level.FAIL
 
 
 async def test_an_endpoint_that_is_no_URL_is_a_named_error() -> None:

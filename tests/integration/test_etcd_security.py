@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from atlas_supervisor.config import Settings
+from atlas_supervisor.doctor.engine import engine as doctor
+from atlas_supervisor.doctor.finding import Level
 from atlas_supervisor.fleet.engine import (
     EngineError,
     EngineUnavailableError,
@@ -107,6 +110,34 @@ async def test_a_client_certificate_with_a_CommonName_is_refused_with_what_to_do
     async with EtcdEngine(guarded.endpoints, PREFIX, named, USER) as engine:
         with pytest.raises(RefusedByEngineError, match="FLEET_ETCD_CERT needs one"):
             await engine.read("k")
+
+
+def test_the_doctor_reports_a_user_without_the_prefix_and_a_password_that_other_users_may_read(
+    guarded: etcd.Cluster, tmp_path: Path
+) -> None:
+    assert guarded.certificates is not None
+    password = tmp_path / "password"
+    password.write_text(f"{USER.password}\n")
+    certificate, key = guarded.certificates.client
+    settings = Settings.model_construct(
+        base_dir=tmp_path,
+        fleet_etcd_endpoints=tuple(guarded.endpoints),
+        fleet_name="others",
+        fleet_etcd_ca=guarded.certificates.ca,
+        fleet_etcd_cert=certificate,
+        fleet_etcd_key=key,
+        fleet_etcd_user=USER.user,
+        fleet_etcd_password_file=password,
+    )
+    password.chmod(0o644)
+    (found,) = doctor(settings)
+    assert (found.status, "is open to every user" in found.message) == (Level.FAIL, True)
+    password.chmod(0o600)
+    *_, found = doctor(settings)
+    assert (found.status, "permission denied" in found.message) == (Level.FAIL, True)
+    assert found.mend == "Give its user read and write permission on the prefix /atlas/others/."
+    ours = settings.model_copy(update={"fleet_name": "ours"})
+    assert Level.FAIL not in [each.status for each in doctor(ours)]
 
 
 async def test_without_the_authority_or_a_certificate_there_is_no_connection(

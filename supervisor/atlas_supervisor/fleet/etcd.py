@@ -10,9 +10,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from atlas_supervisor.config import Settings
 from atlas_supervisor.fleet.engine import (
     Changes,
     Delete,
@@ -43,8 +45,39 @@ from atlas_supervisor.fleet.etcd_messages import (
 )
 from atlas_supervisor.fleet.etcd_watch import Watch, entry
 from atlas_supervisor.system import clock
+from atlas_supervisor.system.secret_file import Secret, read_secret
+from atlas_supervisor.system.text import keep_secret
 
-__all__ = ["Credentials", "EtcdEngine", "Tls"]
+__all__ = ["Credentials", "EtcdEngine", "Tls", "engine_of"]
+
+_PASSWORD = Secret("password", "give the user of etcd another one")
+
+
+def engine_of(settings: Settings) -> EtcdEngine:
+    """Return the engine that the settings name, not yet open; they must name one.
+
+    Raises EngineError if the password can't be read.
+    """
+    files = settings.fleet_etcd_ca, settings.fleet_etcd_cert, settings.fleet_etcd_key
+    credentials = None
+    if settings.fleet_etcd_password_file is not None:
+        password = _password(settings.fleet_etcd_password_file)
+        credentials = Credentials(settings.fleet_etcd_user, password)
+    prefix = f"/atlas/{settings.fleet_name}/"
+    return EtcdEngine(settings.fleet_etcd_endpoints, prefix, Tls(*files), credentials)
+
+
+def _password(file: Path) -> str:
+    """Return the password, which is masked in all logs from now on. Raises EngineError."""
+    try:
+        text, fault = read_secret(file, _PASSWORD)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
+        raise EngineError(f"FLEET_ETCD_PASSWORD_FILE: {file} can't be used: {reason}") from None
+    if fault is not None:
+        raise EngineError(f"FLEET_ETCD_PASSWORD_FILE: {file} {fault}")
+    keep_secret([text.strip()])
+    return text.strip()
 
 
 class EtcdEngine:
@@ -131,13 +164,9 @@ class EtcdEngine:
                     await self._renew_lease(ttl_seconds)
                     await self._put_leased(key, value, ttl_seconds)
 
-    async def versions(self) -> dict[str, str | EngineError]:
-        """Return each member's version by its endpoint, or the error that it answers with."""
-        answers = await self._client.each("/v3/maintenance/status", Status)
-        return {
-            endpoint: answer if isinstance(answer, EngineError) else answer.version
-            for endpoint, answer in answers.items()
-        }
+    async def members(self) -> dict[str, Status | EngineError]:
+        """Ask each endpoint for itself; return its member's status, or its error."""
+        return await self._client.each("/v3/maintenance/status", Status)
 
     async def _put_leased(self, key: str, value: bytes, ttl_seconds: float) -> None:
         content = {
