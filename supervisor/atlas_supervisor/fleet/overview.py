@@ -50,6 +50,8 @@ from atlas_supervisor.fleet.view import (
     SlotHeld,
     WaveView,
 )
+from atlas_supervisor.health.score import status_of
+from atlas_supervisor.model.health import HealthStatus
 
 D = TypeVar("D", bound=Document)
 _NOTHING = Snapshot(0, ())
@@ -144,20 +146,29 @@ def _engine(outage: Outage | None) -> EngineView:
 def _host(name: str, known: Knowledge, read: _Documents, seen: Sighting | None) -> HostView:
     presence = read.present.get(name) or (seen.presence if seen else None)
     holder, result = read.semaphore.holders.get(name), read.results.get(name)
+    fresh = name in read.present if known.outage is None else None
     return HostView(
         name=name,
         version=presence.version if presence else None,
         health_score=presence.health_score if presence else None,
         mode=presence.mode if presence else None,
         last_deploy=presence.last_deploy if presence else None,
-        fresh=name in read.present if known.outage is None else None,
+        fresh=fresh,
         seen_ts=seen.seen_ts if seen else None,
+        serves=_serves(presence) if presence and fresh else fresh,
         daemon_version=presence.daemon_version if presence else None,
         slot=SlotHeld(**_held(holder)) if holder else None,
         waits_for=presence.waits_for if presence else "",
         part=HostPart(**result.model_dump()) if result else None,
         kill_epoch=presence.kill_epoch if presence else None,
     )
+
+
+def _serves(presence: Presence) -> bool:
+    """Return whether a host that is alive has a version that serves."""
+    score = presence.health_score
+    healthy = score is not None and status_of(score) is not HealthStatus.UNHEALTHY
+    return healthy and presence.version is not None
 
 
 def _held(holder: Holder) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def _of_kills(kills: KillsView) -> Iterator[Suggestion]:
             message=f"{features} may still be on at {_some(kills.behind)}: no acknowledgement "
             f"({kills.acknowledged} of {kills.hosts} hosts have the kill)",
             action="A host applies it as soon as it reaches etcd. Until then, on that host: "
-            "`atlasctl canary set FEATURE 0`.",
+            f"`atlasctl canary set {'FEATURE' if kills.every_feature else kills.features[0]} 0`.",
         )
     if kills.epoch > (kills.engine_epoch or 0):
         yield Suggestion(

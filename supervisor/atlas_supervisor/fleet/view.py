@@ -76,6 +76,9 @@ class HostView(BaseModel, frozen=True):
     seen_ts: datetime | None = Field(
         description="When it announced itself last; null if not since this daemon's start."
     )
+    serves: bool | None = Field(
+        description="Whether it serves a version and is not `unhealthy`; null if `fresh` is."
+    )
     daemon_version: str | None = Field(description="The version of its supervisor.")
     slot: SlotHeld | None = Field(description="The slot that it holds.")
     waits_for: str = Field(description="Why it takes no slot; empty if it waits for none.")

@@ -62,10 +62,10 @@ def test_a_host_without_a_sign_of_life_is_not_fresh_and_shown_as_last_seen() -> 
     seen = {"b": Sighting(present_host(version="1.3.1"), START)}
     view = view_at_a(fleet_of("a", "b", "c", away=("b", "c")), sightings=seen)
 
-    assert [(each.name, each.fresh) for each in view.hosts] == [
-        ("a", True),
-        ("b", False),
-        ("c", False),
+    assert [(each.name, each.fresh, each.serves) for each in view.hosts] == [
+        ("a", True, True),
+        ("b", False, False),
+        ("c", False, False),
     ]
     assert (host(view, "b").version, host(view, "b").seen_ts) == ("1.3.1", START)
     assert (host(view, "c").version, host(view, "c").mode) == (None, None)
@@ -74,10 +74,26 @@ def test_a_host_without_a_sign_of_life_is_not_fresh_and_shown_as_last_seen() -> 
     assert "atlasctl fleet forget b" in lost.action
 
 
+@pytest.mark.parametrize(
+    ("presence", "serves"),
+    [
+        ({}, True),
+        ({"health_score": 60}, True),
+        ({"health_score": 10}, False),
+        ({"health_score": None}, False),
+        ({"version": None}, False),
+    ],
+)
+def test_a_host_serves_if_it_has_a_version_and_is_not_unhealthy(
+    presence: dict[str, Any], serves: bool
+) -> None:
+    assert host(view_at_a(fleet_of("a", **presence)), "a").serves is serves
+
+
 def test_while_the_engine_is_away_no_host_is_said_to_be_alive_or_dead() -> None:
     view = view_at_a(fleet_of("a", "b", away=("b",)), outage=AWAY)
 
-    assert [each.fresh for each in view.hosts] == [None, None]
+    assert [(each.fresh, each.serves) for each in view.hosts] == [(None, None)] * 2
     assert (view.engine.connected, view.engine.since_ts, view.engine.error) == (False, *AWAY)
     assert codes(view) == ["engine_away"]
 
