@@ -261,12 +261,15 @@ def endpoint_fault(method: str, path: str) -> str | None:
 
 # What the prose names.
 
+_PLACEHOLDERS = {"FEATURE": "vision", "PERCENTAGE": "10%", "GENERATION": "1"}
+_FILLED = re.compile(r"\b(?:" + "|".join(_PLACEHOLDERS) + r")\b")
+
 
 def named_calls(text: str) -> list[str]:
     """Return the calls of atlasctl in a document's prose, but not how a verb may be called."""
     found = re.findall(r"`((?:\./scripts/)?atlasctl [^`]+)`", prose(text))
     called = [" ".join(each.split()) for each in found if not re.search(r"[\[{…|]|\.\.\.", each)]
-    return [each.replace("FEATURE", "vision").replace("PERCENTAGE", "10%") for each in called]
+    return [_FILLED.sub(lambda found: _PLACEHOLDERS[found[0]], each) for each in called]
 
 
 def named_requests(text: str) -> list[tuple[str, str]]:

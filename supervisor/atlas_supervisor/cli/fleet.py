@@ -143,7 +143,7 @@ async def rollback(session: Session, follow: bool) -> None:
     "--generation",
     type=click.IntRange(min=1),
     required=True,
-    metavar="G",
+    metavar="GENERATION",
     help="The generation of its slot, as `atlasctl fleet status` shows it.",
 )
 async def break_slot(session: Session, host: str, generation: int) -> None:

@@ -81,7 +81,7 @@ def some(names: Sequence[str], most: int = 5) -> str:
 
 
 def rollout_in_words(rollout: Record) -> str:
-    """Return what a rollout does, its state, and how far it is."""
+    """Return the release of a rollout, its state, and how far it is."""
     by_state = mapping(rollout.get("hosts"))
     counts = {state: len(names) for state, names in by_state.items() if isinstance(names, list)}
     back = "back from " if rollout.get("direction") == "back" else ""
@@ -127,7 +127,7 @@ def slots_in_words(semaphore: Record) -> str:
 
 
 def kills_in_words(kills: Record) -> str:
-    """Return what the kill switch has off, by whom, and how many hosts have acknowledged it."""
+    """Return the features that are off, by whom, and how many hosts have acknowledged it."""
     if not kills.get("epoch"):
         return "none yet"
     known = f"{amount(kills.get('acknowledged'))} of {amount(kills.get('hosts'))} hosts know it"
