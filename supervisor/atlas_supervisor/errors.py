@@ -489,6 +489,21 @@ SLOTS_ARE_HELD = ErrorSpec(
     "wait until they are given back, or begin with a higher max_unavailable",
     {"held": 2, "hosts": "web1, web2", "slots": 1},
 )
+HOST_IS_PRESENT = ErrorSpec(
+    "host_is_present",
+    409,
+    "host {host} shows signs of life, and would join again",
+    "stop its supervisor, or empty its FLEET_ETCD_ENDPOINTS, and forget it then",
+    {"host": "web2"},
+)
+HOST_HOLDS_A_SLOT = ErrorSpec(
+    "host_holds_a_slot",
+    409,
+    "host {host} holds a slot of generation {generation}",
+    "make sure that the host is gone, and break the slot first: atlasctl fleet break {host} "
+    "--generation {generation} (POST /fleet/break)",
+    {"host": "web2", "generation": 14},
+)
 SLOT_NOT_HELD = ErrorSpec(
     "slot_not_held",
     409,
@@ -503,20 +518,6 @@ SLOT_HAS_CHANGED = ErrorSpec(
     "the slot was given back and taken again: look at the host before you break it",
     {"host": "web2", "present": 14, "given": 9},
 )
-HOST_IS_PRESENT = ErrorSpec(
-    "host_is_present",
-    409,
-    "host {host} is alive and would join again",
-    "stop its supervisor, or take FLEET_ETCD_ENDPOINTS out of its env file and restart it",
-    {"host": "web2"},
-)
-HOST_HOLDS_SLOT = ErrorSpec(
-    "host_holds_slot",
-    409,
-    "host {host} holds a slot, of generation {generation}",
-    "free it first: atlasctl fleet break {host} --generation {generation} (POST /fleet/break)",
-    {"host": "web2", "generation": 14},
-)
 FLEET_UNAVAILABLE = ErrorSpec(
     "fleet_unavailable",
     503,
@@ -524,6 +525,14 @@ FLEET_UNAVAILABLE = ErrorSpec(
     "this machine goes on by itself; atlasctl fleet status (GET /fleet) shows whether a change was "
     "made once the engine is back",
     {"problem": "no endpoint can be reached: Connection refused"},
+)
+FLEET_KILL_UNAVAILABLE = ErrorSpec(
+    "fleet_unavailable",
+    503,
+    "the kill switch was not set everywhere, the fleet's engine did not answer: {problem}",
+    "on each machine that you reach: atlasctl canary set {name} 0 (PUT /deploy/canary/{name} with "
+    "a percentage of 0), which needs no engine; atlasctl fleet status shows whether it was set",
+    {"problem": "no endpoint can be reached: Connection refused", "name": "vision"},
 )
 FLEET_DOCUMENT_UNREADABLE = ErrorSpec(
     "fleet_document_unreadable",

@@ -85,7 +85,7 @@ class HostBody(BaseModel, extra="forbid"):
 
 
 async def _view(call: Request[Nothing, Nothing]) -> Reply:
-    return Reply(_fleet(call.control.fleet).view())
+    return Reply(await _fleet(call.control.fleet).view())
 
 
 async def _begin(call: Request[Nothing, RolloutBody]) -> Reply:
@@ -266,6 +266,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         "Each host writes it to its disk before it acknowledges it: it holds without etcd, and "
         "over restarts. `kills.behind` names the hosts that have not.",
         example=examples.KILLED,
+        refusals=(errors.FLEET_KILL_UNAVAILABLE,),
     ),
     _change(
         "/fleet/reset",
@@ -283,6 +284,6 @@ ROUTES: tuple[AnyRoute, ...] = (
         description="For a machine that is gone for good: while a host is missing, no other one "
         "takes a slot. A host that comes back joins again.",
         example=examples.FLEET,
-        refusals=(errors.UNKNOWN_HOST, errors.HOST_IS_PRESENT, errors.HOST_HOLDS_SLOT),
+        refusals=(errors.UNKNOWN_HOST, errors.HOST_IS_PRESENT, errors.HOST_HOLDS_A_SLOT),
     ),
 )

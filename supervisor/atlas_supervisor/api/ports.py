@@ -214,8 +214,8 @@ class FleetPort(Protocol):
     EngineError where the engine does not do what it is asked.
     """
 
-    def view(self) -> FleetView:
-        """Return the fleet as this machine knows it, from memory."""
+    async def view(self) -> FleetView:
+        """Return the fleet; while the engine is away, as this machine knew it last."""
 
     async def begin(
         self, release: str, *, max_unavailable: int, waves: Sequence[float], actor: Actor

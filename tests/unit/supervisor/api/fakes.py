@@ -56,7 +56,7 @@ class PlayedFleet:
     refusal: AtlasError | None = None
     asked: list[tuple[Any, ...]] = field(default_factory=list)
 
-    def view(self) -> FleetView:
+    async def view(self) -> FleetView:
         return fleet_examples.FLEET
 
     async def begin(
