@@ -70,13 +70,13 @@ class Member:
     wrapper: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *arguments: str) -> None:
         """Start it, or start it again with the data that it has."""
         assert PROGRAM is not None, MISSING
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                (*self.wrapper, PROGRAM, *self.arguments), stdout=log, stderr=log
+                (*self.wrapper, PROGRAM, *self.arguments, *arguments), stdout=log, stderr=log
             )
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
@@ -148,9 +148,11 @@ class Cluster:
         assert "error" not in answer, answer
 
     def start(self) -> None:
-        """Start all members, and wait until each has a leader."""
+        """Start all members that do not run, and wait until each has a leader."""
+        peers = ",".join(f"{member.name}={member.peer_url}" for member in self.members)
         for member in self.members:
-            member.start()
+            if member.process is None:
+                member.start(f"--initial-cluster={peers}")
         self.until_ready()
 
     def until_ready(self) -> None:
@@ -166,11 +168,7 @@ class Cluster:
     def stop(self) -> None:
         """End all members."""
         for member in self.members:
-            if member.process is not None:
-                member.process.send_signal(signal.SIGCONT)
-                member.process.terminate()
-        for member in self.members:
-            member.stop()
+            member.stop(signal.SIGKILL)
 
 
 @contextmanager
@@ -185,19 +183,9 @@ def cluster(
         client, peer = ports[2 * number : 2 * number + 2]
         urls = f"{scheme}://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
         made.members.append(member(folder, f"m{number}", *urls, arguments=arguments))
-    with running(made):
-        yield made
-
-
-@contextmanager
-def running(made: Cluster) -> Iterator[None]:
-    """Complete the members' arguments, run them, and end them."""
-    peers = ",".join(f"{each.name}={each.peer_url}" for each in made.members)
-    for each in made.members:
-        each.arguments += (f"--initial-cluster={peers}",)
     try:
         made.start()
-        yield
+        yield made
     finally:
         made.stop()
 

@@ -104,6 +104,7 @@ class Delete:
 class Changes:
     """Entries that changed, and keys that were removed, up to a revision of the store.
 
+    Of a key that was written several times meanwhile it has the last value.
     `anew`: it is a whole snapshot, because changes before it may be missing (the first of a watch,
     or the first after the store's history was compacted). What is not in it is not there.
     """
