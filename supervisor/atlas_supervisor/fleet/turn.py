@@ -19,7 +19,7 @@ commits only, so what was read of them still holds then. All here is pure; `agen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -212,12 +212,9 @@ def decide(
         return Wait()
     if rollout.state is not RolloutState.HALTED and _is_through(situation, rollout):
         return Finish((Put(ROLLOUT, _passed(rollout, now).written()),))
-    reason = reason_to_stay(rollout, host, situation) or reason_to_wait(turns, host)
-    reason = reason or _reason_by_order(situation, rollout, host)
-    reason = reason or _reason_by_others(situation, rollout, host)
-    reason = reason or _reason_by_itself(rollout, local)
-    if reason is not None:
-        return Wait(reason)
+    for reason in _reasons(situation, rollout, host, local):
+        if reason is not None:
+            return Wait(reason)
     taken = slots.take(
         turns.semaphore, host, Purpose.DEPLOY, now=now, rollout_id=rollout.rollout_id
     )
@@ -231,6 +228,17 @@ def decide(
             Put(result_key(rollout.rollout_id, host), result.written()),
         ),
     )
+
+
+def _reasons(
+    situation: Situation, rollout: Rollout, host: str, local: LocalState
+) -> Iterator[str | None]:
+    """Yield why a host can't take a slot, or None, from one thing after the other."""
+    yield reason_to_stay(rollout, host, situation)
+    yield reason_to_wait(situation.turns, host)
+    yield _reason_by_order(situation, rollout, host)
+    yield _reason_by_others(situation, rollout, host)
+    yield _reason_by_itself(rollout, local)
 
 
 def reason_to_stay(rollout: Rollout, host: str, situation: Situation) -> str | None:
