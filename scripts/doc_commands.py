@@ -59,6 +59,7 @@ RUN_BY = {
     "README.es.md": "tests/acceptance/test_readme.py",
     "docs/how-to/backup.md": "tests/integration/test_how_to.py",
     "docs/how-to/ci-pipeline.md": "tests/integration/test_how_to.py",
+    "docs/how-to/haproxy.md": "tests/integration/test_haproxy.py",
     "docs/how-to/migrations.md": "tests/integration/test_how_to.py",
     "docs/how-to/reverse-proxy.md": "tests/integration/test_how_to.py",
     "docs/how-to/static-files.md": "tests/integration/test_how_to.py",
@@ -88,7 +89,7 @@ SHELL = {
     *(".", "awk", "cat", "cd", "chmod", "chown", "cp", "curl", "date", "echo", "eval", "exit"),
     *("export", "find", "git", "grep", "gunicorn", "head", "id", "install", "kill", "ln", "ls"),
     *("mkdir", "mv", "node", "openssl", "pip", "printf", "python", "python3", "rm", "rsync", "sed"),
-    *("set", "sh", "sort", "tar", "tee", "test", "touch", "umask", "useradd", "uvicorn", "xargs"),
+    *("set", "sh", "socat", "sort", "tar", "tee", "test", "touch", "umask", "useradd", "uvicorn", "xargs"),
 }
 """Other programs that a document may use."""
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.harness import DaemonProcess
 
 PROGRAM = shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 MISSING = "HAProxy is not installed (Debian: haproxy)"
@@ -74,3 +77,19 @@ def _written(folder: Path, configuration: str) -> tuple[Path, Path]:
     file, socket = folder / "haproxy.cfg", folder / "admin.sock"
     file.write_text(f'{configuration}\nglobal\n    stats socket "{socket}" level admin\n')
     return file, socket
+
+
+def on_loopback(page: str, port: int, daemons: Mapping[str, DaemonProcess]) -> str:
+    """Return the configuration that a page documents, with these addresses in place of its own."""
+    found = re.search(r"^```haproxy\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert found, "the page has no configuration"
+    text, replaced = re.subn(r"bind :80$", f"bind 127.0.0.1:{port}", found[1], flags=re.MULTILINE)
+    assert replaced == 1
+    text, replaced = re.subn(r"^    server .*\n", "", text, flags=re.MULTILINE)
+    assert replaced == len(daemons)
+    servers = (
+        f"    server {name} 127.0.0.1:{daemon.public_port}"
+        f" agent-port {daemon.settings['FLEET_AGENT_PORT']}\n"
+        for name, daemon in daemons.items()
+    )
+    return text + "".join(servers)

@@ -20,12 +20,15 @@ from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.hold import Holds
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
 from atlas_supervisor.deploy.landing_watch import LandingWatch
+from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.deploy.recorder import Recorder, Runs
 from atlas_supervisor.deploy.recycler import Recycler
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.deploy.traffic import TrafficControl
+from atlas_supervisor.fleet.engine import Engine
+from atlas_supervisor.fleet.neighbours import Listeners, Neighbours
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
@@ -205,6 +208,18 @@ class Assembly:
             self._metrics.loop.sample,
             self._slots.measure,
             partial(keep_bounded, [slot.log for slot in self._slots]),
+        )
+
+    def neighbours(self, listeners: Listeners, engine: Engine | None) -> Neighbours:
+        """Return what answers HAProxy and FleetLock; `engine` is None without a fleet."""
+        runs = self.runs
+        return Neighbours(
+            listeners,
+            engine,
+            self._settings.host_in_fleet,
+            serves=self.queries.ready,
+            ramps=lambda: any(run.record.phase is Phase.RAMP for run in runs),
+            deploys=lambda: runs.current is not None,
         )
 
     def control(self, reloads: Reloads) -> Control:

@@ -26,6 +26,7 @@ from atlas_supervisor.deploy.initial_state import active_release
 from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.deploy.recovery import SPLIT_PHASES
 from atlas_supervisor.deploy.switch import split_of
+from atlas_supervisor.fleet.neighbours import Neighbours, listening
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.status import DaemonView, Start
@@ -94,6 +95,7 @@ class Daemon:
         async with AsyncExitStack() as stack:
             options = api_options(self._settings)
             bound = await stack.enter_async_context(bind(options, self._passed))
+            listeners = stack.enter_context(listening(self._settings))
             self._store = SocketStore(
                 self._settings.state_dir,
                 self._manager,
@@ -149,9 +151,17 @@ class Daemon:
                     view=partial(self._view, slots),
                     keep=self._keep,
                 )
+                neighbours = parts.neighbours(listeners, None)
                 await self._start(parts, slots, tasks)
+                tasks.start_soon(neighbours.run)
                 await self._serve(
-                    parts, slots, tasks=tasks, requests=requests, options=options, bound=bound
+                    parts,
+                    slots,
+                    neighbours,
+                    tasks=tasks,
+                    requests=requests,
+                    options=options,
+                    bound=bound,
                 )
                 tasks.cancel_scope.cancel()
 
@@ -197,6 +207,7 @@ class Daemon:
         self,
         parts: Assembly,
         slots: Slots,
+        neighbours: Neighbours,
         *,
         tasks: TaskGroup,
         requests: Requests,
@@ -223,13 +234,14 @@ class Daemon:
             async with serve(control, options=options, bound=bound):
                 await reloads.until_accepted(requests.stop)
                 if requests.stop.is_set():
+                    self._manager.stopping = True
+                    await neighbours.stop()
                     await self._stop(parts, slots)
                     return
             await reloads.replace(requests.stop)
 
     async def _stop(self, parts: Assembly, slots: Slots) -> None:
         """End every deploy and every worker."""
-        self._manager.stopping = True
         await parts.holds.stop()
         slots.begin_stop()
         await parts.service.stop()

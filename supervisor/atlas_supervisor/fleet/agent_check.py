@@ -1,7 +1,7 @@
 """Answers HAProxy's agent-check: whether this host takes requests, and how many of them.
 
 HAProxy connects every second or two, reads one line and applies it. A word that a line leaves out
-stays as it was, and only the agent takes back what it has set, so each line has the operating
+keeps its last value, and only the agent can undo its own words, so each line has the operating
 state, the administrative state and the weight:
 
     up ready 100%                   an active worker serves
@@ -33,7 +33,7 @@ RAMP_WEIGHT = 50
 """Percent of its configured weight that a host has while a deploy ramps."""
 
 LEARN_SECONDS = 3.0
-"""How long HAProxy may take to ask again and to send what it has assigned already.
+"""How long HAProxy may take to ask again, and to send the requests that it has assigned.
 
 The configuration in docs/fleet.md asks every second, HAProxy's default is every two.
 """

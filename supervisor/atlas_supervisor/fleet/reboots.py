@@ -111,7 +111,7 @@ class Reboots:
             return slots.take(semaphore, self._host, Purpose.REBOOT, now=now(), client_id=client_id)
 
         if await self._change(decide):
-            log.info("reboot_slot_taken", client_id=client_id)
+            log.info("reboot_slot_acquired", client_id=client_id)
         await self._drained()
 
     async def give_back(self, client_id: str) -> None:
