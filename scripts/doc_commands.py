@@ -57,6 +57,7 @@ RUNNER = "tests/integration/test_doc_commands.py"
 RUN_BY = {
     "README.md": "tests/acceptance/test_readme.py",
     "README.es.md": "tests/acceptance/test_readme.py",
+    "docs/fleet.md": "tests/integration/test_fleet_page.py",
     "docs/how-to/backup.md": "tests/integration/test_how_to.py",
     "docs/how-to/ci-pipeline.md": "tests/integration/test_how_to.py",
     "docs/how-to/haproxy.md": "tests/integration/test_haproxy.py",
@@ -86,10 +87,11 @@ ONLY_CHECKED = {
 """Pages with other commands that no test runs, and why."""
 
 SHELL = {
-    *(".", "awk", "cat", "cd", "chmod", "chown", "cp", "curl", "date", "echo", "eval", "exit"),
-    *("export", "find", "git", "grep", "gunicorn", "head", "id", "install", "kill", "ln", "ls"),
-    *("mkdir", "mv", "node", "openssl", "pip", "printf", "python", "python3", "rm", "rsync", "sed"),
-    *("set", "sh", "socat", "sort", "tar", "tee", "test", "touch", "umask", "useradd", "uvicorn", "xargs"),
+    *(".", "awk", "cat", "cd", "chmod", "chown", "cp", "curl", "date", "echo", "etcdctl", "eval"),
+    *("exit", "export", "find", "git", "grep", "gunicorn", "head", "id", "install", "kill", "ln"),
+    *("ls", "mkdir", "mv", "node", "openssl", "pip", "printf", "python", "python3", "rm", "rsync"),
+    *("sed", "set", "sh", "socat", "sort", "tar", "tee", "test", "touch", "umask", "useradd"),
+    *("uvicorn", "xargs"),
 }
 """Other programs that a document may use."""
 

@@ -211,7 +211,7 @@ class Assembly:
         )
 
     def neighbours(self, listeners: Listeners, engine: Engine | None) -> Neighbours:
-        """Return what answers HAProxy and FleetLock; `engine` is None without a fleet."""
+        """Return the answers to HAProxy and FleetLock; `engine` is None without a fleet."""
         runs = self.runs
         return Neighbours(
             listeners,
