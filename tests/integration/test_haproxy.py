@@ -11,7 +11,7 @@ import pytest
 
 from tests.haproxy import MISSING, PROGRAM, HAProxy, haproxy, on_loopback
 from tests.harness import DaemonProcess, bundled_worker, free_ports, write_release
-from tests.loadclient import Load, bundled_worker_mix, streams
+from tests.loadclient import Kind, Load, bundled_worker_mix, streams
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/how-to/haproxy.md").read_text()
@@ -52,7 +52,7 @@ async def test_deploys_a_killed_supervisor_and_a_machine_that_stops_lose_no_requ
         async with haproxy(tmp_path / "haproxy", text) as proxy:
             for name in daemons:
                 await proxy.until(name, "UP")
-            mix = (*bundled_worker_mix(pause=0.7), *streams())
+            mix: tuple[Kind, ...] = (*bundled_worker_mix(pause=0.7), *streams())
             async with Load("127.0.0.1", port, mix, proxied=True) as load:
                 for daemon in daemons.values():
                     assert (await daemon.deploy("1.1")).status == 200
