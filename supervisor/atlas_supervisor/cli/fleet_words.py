@@ -70,7 +70,7 @@ def life(host: Record) -> str:
         seen = host.get("seen_ts")
         return f"no sign of life for {age(seen)}" if seen else "no sign of life"
     if host.get("serves"):
-        return f"alive, {age(host['seen_ts'])} ago" if host.get("seen_ts") else "alive"
+        return "alive"
     return "unhealthy" if host.get("version") else "no version serves"
 
 
@@ -145,8 +145,13 @@ def killed(kills: Record) -> str:
 def evidence_in_words(fleet: Record) -> Iterator[tuple[str, str]]:
     """Yield each feature with its calls over all hosts."""
     for feature, each in mapping(fleet.get("evidence")).items():
-        arms = [_arm(mapping(mapping(each).get(arm)), arm) for arm in ("canary", "stable")]
-        yield feature, f"{', '.join(arms)}, on {amount(mapping(each).get('hosts'))} hosts"
+        yield feature, arms_in_words(mapping(each))
+
+
+def arms_in_words(evidence: Record) -> str:
+    """Return both arms' calls over all hosts."""
+    arms = [_arm(mapping(evidence.get(arm)), arm) for arm in ("canary", "stable")]
+    return f"{', '.join(arms)}, on {amount(evidence.get('hosts'))} hosts"
 
 
 def _arm(counts: Record, arm: str) -> str:
@@ -184,3 +189,12 @@ def now_of(rollout: Record) -> str:
     """Return the rollout's doings; empty if the suggestions say it already: no host deploys."""
     deploys = rollout.get("state") == "running" or mapping(rollout.get("hosts")).get("deploying")
     return str(rollout.get("now") or "") if deploys else ""
+
+
+def change_in_words(fleet: Record, path: str) -> str:
+    """Return the part of the fleet that a request of this path has changed."""
+    if path.startswith("/fleet/rollout"):
+        return rollout_in_words(mapping(fleet.get("rollout")))
+    if path in ("/fleet/kill", "/fleet/reset"):
+        return kills_in_words(mapping(fleet.get("kills")))
+    return f"slots: {slots_in_words(mapping(fleet.get('semaphore')))}"
