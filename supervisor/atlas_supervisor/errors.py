@@ -229,6 +229,14 @@ UNKNOWN_FEATURE = ErrorSpec(
     "CANARY_FEATURES lists them: {known}",
     {"name": "speech", "known": "vision"},
 )
+FEATURE_KILLED = ErrorSpec(
+    "feature_killed",
+    409,
+    "{name} is off in the whole fleet: its kill switch was set at {since} by {by}",
+    "atlasctl fleet reset (POST /fleet/reset) ends all kills; until then its share can only be set "
+    "to 0. On a machine that has left its fleet, atlasctl canary reset ends them",
+    {"name": "vision", "since": "2026-01-05 09:30:00Z", "by": "uid:0 on web1"},
+)
 LOG_NOT_FOUND = ErrorSpec(
     "log_not_found",
     404,
