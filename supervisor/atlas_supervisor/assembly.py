@@ -28,7 +28,9 @@ from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.deploy.traffic import TrafficControl
 from atlas_supervisor.fleet.engine import Engine
+from atlas_supervisor.fleet.fleet import Fleet
 from atlas_supervisor.fleet.neighbours import Listeners, Neighbours
+from atlas_supervisor.fleet.this_machine import ThisMachine
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
@@ -66,8 +68,13 @@ class Assembly:
         tasks: TaskGroup,
         view: Callable[[], DaemonView],
         keep: Callable[[], Awaitable[None]],
+        engine: Engine | None,
     ) -> None:
-        """`view` gives the daemon's part of the status, `keep` has the plane's sockets kept."""
+        """Join them.
+
+        `view` gives the daemon's part of the status, `keep` has the plane's sockets kept, `engine`
+        is the fleet's, if there is a fleet.
+        """
         self._settings = settings
         self._opened = opened
         self._plane = plane
@@ -138,6 +145,7 @@ class Assembly:
             requests=IdempotentRequests(database.keys),
         )
         slots.on_worker_down = self.service.worker_down
+        self.fleet = self._fleet(engine) if engine is not None else None
         self._count_requests()
 
     def _deploys(
@@ -170,6 +178,20 @@ class Assembly:
             queries=self.queries,
             tasks=tasks,
         )
+
+    def _fleet(self, engine: Engine) -> Fleet:
+        """Return this machine's part in the fleet that the engine is of."""
+        opened = self._opened
+        local = ThisMachine(
+            deploys=self.service,
+            queries=self.queries,
+            runs=self.runs,
+            slots=self._slots,
+            keys=opened.database.keys,
+            canaries=opened.canaries,
+        )
+        kills = opened.canaries.view().kills
+        return Fleet(self._settings, engine, local, opened.database.audit, kills=kills)
 
     def _count_requests(self) -> None:
         """Say whose requests are collected, and how versions are compared."""
@@ -247,4 +269,5 @@ class Assembly:
             trail=opened.database.trail,
             logs=LogService(own_log, {slot.name: slot.log for slot in self._slots}),
             metrics=collector.exposition(self._metrics),
+            fleet=self.fleet,
         )

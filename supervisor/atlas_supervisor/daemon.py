@@ -26,6 +26,7 @@ from atlas_supervisor.deploy.initial_state import active_release
 from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.deploy.recovery import SPLIT_PHASES
 from atlas_supervisor.deploy.switch import split_of
+from atlas_supervisor.fleet.access import opened_engine
 from atlas_supervisor.fleet.neighbours import Neighbours, listening
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.release import Release
@@ -96,6 +97,7 @@ class Daemon:
             options = api_options(self._settings)
             bound = await stack.enter_async_context(bind(options, self._passed))
             listeners = stack.enter_context(listening(self._settings))
+            engine = await stack.enter_async_context(opened_engine(self._settings))
             self._store = SocketStore(
                 self._settings.state_dir,
                 self._manager,
@@ -150,8 +152,9 @@ class Daemon:
                     tasks=tasks,
                     view=partial(self._view, slots),
                     keep=self._keep,
+                    engine=engine,
                 )
-                neighbours = parts.neighbours(listeners, None)
+                neighbours = parts.neighbours(listeners, engine)
                 await self._start(parts, slots, tasks)
                 tasks.start_soon(neighbours.run)
                 await self._serve(
@@ -196,6 +199,8 @@ class Daemon:
             release = await self._active_release(slots.active)
         tasks.start_soon(slots.start_active, release)
         tasks.start_soon(parts.recycler.run, parts.service.recycle)
+        if parts.fleet is not None:
+            tasks.start_soon(parts.fleet.run)
         tasks.start_soon(
             self._manager.run,
             parts.queries.ready,
@@ -242,6 +247,8 @@ class Daemon:
 
     async def _stop(self, parts: Assembly, slots: Slots) -> None:
         """End every deploy and every worker."""
+        if parts.fleet is not None:  # the end of a deploy is reported by the next daemon
+            await parts.fleet.stop()
         await parts.holds.stop()
         slots.begin_stop()
         await parts.service.stop()

@@ -183,8 +183,8 @@ ROUTES: tuple[AnyRoute, ...] = (
         handler=_view,
         summary="The fleet",
         description="Hosts, the rollout and what it waits for, who holds a slot, the kill switch "
-        "and how many hosts have acknowledged it, and the evidence over all hosts. From what this "
-        "host knows: also while etcd is away, and then `engine` says since when.",
+        "and how many hosts have acknowledged it, and the evidence over all hosts. While etcd is "
+        "away it is what this host knew last, and `engine` says since when.",
         tag="Fleet",
         query=Nothing,
         body=Nothing,
