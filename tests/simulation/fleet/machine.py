@@ -31,6 +31,7 @@ from atlas_supervisor.fleet.engine import (
 )
 from atlas_supervisor.fleet.etcd import EtcdEngine
 from atlas_supervisor.fleet.local import LocalOutcome, LocalState
+from atlas_supervisor.fleet.reboots import Reboots
 from atlas_supervisor.model.deploy import Mode, Result
 from atlas_supervisor.system.clock import now
 from tests.simulation.fleet.history import Deploy, Facts, Sent
@@ -48,7 +49,7 @@ class Link:
     """One client's way to etcd: slow, cut, or losing answers; and a witness of what is sent."""
 
     def __init__(self, engine: EtcdEngine, client: str, facts: Facts, draw: random.Random) -> None:
-        self._engine, self._client, self._facts, self._draw = engine, client, facts, draw
+        self._engine, self.client, self._facts, self._draw = engine, client, facts, draw
         self._whole = asyncio.Event()
         self._whole.set()
         self._late: set[asyncio.Task[None]] = set()
@@ -82,7 +83,7 @@ class Link:
         await self._pass()
         written = {each.key: each.value if isinstance(each, Put) else None for each in writes}
         deploying = self.deploying()
-        sent = Sent(self._client, written, self.read_at, deploying, self.life)
+        sent = Sent(self.client, written, self.read_at, deploying, self.life)
         self._facts.sent.append(sent)
         lost = self._draw.random() < self.loses
         if lost and self._draw.random() < 0.5:
@@ -125,6 +126,10 @@ class Link:
             raise EngineUnavailableError("the connection is cut") from None
 
 
+async def _at_once() -> None:
+    """Wait for no load balancer."""
+
+
 @dataclass
 class _Job:
     """A deploy that was begun, as it stands in the machine's database."""
@@ -141,12 +146,13 @@ class Machine:
     def __init__(
         self,
         name: str,
-        link: Link,
+        links: tuple[Link, Link],
         facts: Facts,
         draw: random.Random,
         newest: Callable[[], int],
     ) -> None:
-        self.name, self.link = name, link
+        self.name = name
+        self.link, self._second_link = links
         self._facts, self._draw, self._newest = facts, draw, newest
         self._jobs: dict[str, _Job] = {}
         self._job: _Job | None = None
@@ -156,8 +162,11 @@ class Machine:
         self._last: HostDeploy | None = None
         self.mode = Mode.BLUEGREEN
         self.fails: Callable[[str], bool] = lambda _release: False
-        self.agent = Agent(link, self, name, PACE)
-        link.deploying = lambda: self._job.deploy.key if self._job else None
+        self.agent = Agent(self.link, self, name, PACE)
+        self.reboots = Reboots(
+            self._second_link, name, deploys=lambda: self._job is not None, drained=_at_once
+        )
+        self.link.deploying = lambda: self._job.deploy.key if self._job else None
 
     @property
     def is_up(self) -> bool:
@@ -188,6 +197,7 @@ class Machine:
         if self._job is not None:
             self._end(self._job, passed=self._job.switched, reason="the machine died")
         self.link.life += 1
+        self._second_link.life += 1
 
     async def _end_life(self) -> None:
         if self._life is not None:

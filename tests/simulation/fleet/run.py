@@ -21,23 +21,19 @@ import structlog
 
 from atlas_supervisor.errors import AtlasError, RefusedError
 from atlas_supervisor.fleet import etcd_client, etcd_watch
-from atlas_supervisor.fleet import semaphore as slots
 from atlas_supervisor.fleet.documents import (
     HOSTS,
     PRESENT,
-    SEMAPHORE,
     TURNS,
-    Purpose,
     RolloutState,
-    Semaphore,
 )
-from atlas_supervisor.fleet.engine import Delete, EngineError, Put, Unchanged
+from atlas_supervisor.fleet.engine import Delete, EngineError, Put
 from atlas_supervisor.fleet.etcd import EtcdEngine
+from atlas_supervisor.fleet.reboots import SlotRefusedError
 from atlas_supervisor.fleet.rollouts import Rollouts
 from atlas_supervisor.fleet.turn import Turns
 from atlas_supervisor.model.deploy import Mode
-from atlas_supervisor.system.clock import now
-from tests.etcd import Cluster, member, running
+from tests.etcd import Cluster, member
 from tests.harness import free_ports
 from tests.simulation.fleet.history import OPERATOR, Checker, Death, Facts, Recorder
 from tests.simulation.fleet.machine import MISSING, Link, Machine
@@ -87,8 +83,12 @@ def play(seed: int, folder: Path, *, chaos_seconds: float = CHAOS_SECONDS) -> Pl
     """Play a seed with an etcd of its own in a folder."""
     client, peer = (f"http://127.0.0.1:{port}" for port in free_ports(2))
     etcd = Cluster([member(folder, "m0", client, peer, arguments=ETCD)])
-    with quick(), running(etcd):
-        return asyncio.run(_played(seed, etcd, chaos_seconds))
+    try:
+        etcd.start()
+        with quick():
+            return asyncio.run(_played(seed, etcd, chaos_seconds))
+    finally:
+        etcd.stop()
 
 
 async def _played(seed: int, etcd: Cluster, chaos_seconds: float) -> Played:
@@ -154,8 +154,8 @@ class World:
         return link
 
     async def add(self, name: str, stack: AsyncExitStack) -> None:
-        link = await self.link(name, stack)
-        machine = Machine(name, link, self.facts, self.draw, lambda: self.recorder.newest)
+        link, second = await self.link(name, stack), await self.link(name, stack)
+        machine = Machine(name, (link, second), self.facts, self.draw, lambda: self.recorder.newest)
         machine.fails = lambda release: (name, release) in self.bad
         self.machines.append(machine)
         machine.start()
@@ -320,9 +320,7 @@ class World:
                 held = Turns.read(await self.operator.read(TURNS)).semaphore.holders
                 machine = next((each for each in self._up if each.name in held), machine)
         has_job = machine.state().deploying
-        await machine.die()
-        death = Death(machine.name, machine.link.life, self.recorder.newest)
-        self.facts.deaths.append(death)
+        await self._let_die(machine)
         self._note("deaths while deploying" if has_job else "deaths")
 
     async def _revive(self) -> None:
@@ -343,7 +341,10 @@ class World:
             self._note("restarts")
 
     async def _cut(self) -> None:
-        self.draw.choice(self.links).cut()
+        cut = self.draw.choice(self.links)
+        for link in self.links:
+            if link.client == cut.client:
+                link.cut()
         self._note("cut connections")
 
     async def _mend(self) -> None:
@@ -363,8 +364,7 @@ class World:
         how = self.draw.choice((signal.SIGKILL, signal.SIGTERM))
         await asyncio.to_thread(etcd.stop, how)
         await asyncio.sleep(self.draw.uniform(0, 0.5))
-        etcd.start()
-        await asyncio.to_thread(self.etcd.until_ready)
+        await asyncio.to_thread(self.etcd.start)
         self._note("etcd ended")
 
     async def _compact(self) -> None:
@@ -375,36 +375,33 @@ class World:
             self._note("compactions")
 
     async def _reboot(self) -> None:
-        """Let a machine take a slot for a reboot, and be away for a time."""
-        machine = self.draw.choice(self.machines)
-        if machine.is_up:
-            task = asyncio.create_task(self._rebooted(machine))
+        """Let a machine reboot as FleetLock has it."""
+        if self._up:
+            task = asyncio.create_task(self._rebooted(self.draw.choice(self._up)))
             self._reboots.add(task)
 
     async def _rebooted(self, machine: Machine) -> None:
-        with suppress(EngineError):
-            turns = Turns.read(await machine.link.read(TURNS))
-            taken = slots.take(turns.semaphore, machine.name, Purpose.REBOOT, now=now())
-            if taken is None or not await self._semaphore_written(machine.link, turns, taken):
-                return
+        try:
+            await machine.reboots.take("updater")
+        except (EngineError, SlotRefusedError):
+            self._note("refused reboots")
+        else:
             self._note("reboots")
-        await asyncio.sleep(self.draw.uniform(0.1, 0.6))
-        while True:
+            if machine.is_up:
+                await self._let_die(machine)
+            await asyncio.sleep(self.draw.uniform(0.1, 0.6))
+            await self._bring_back(machine)
+        while True:  # it may have the slot although it got no answer
             with suppress(EngineError):
-                turns = Turns.read(await machine.link.read(TURNS))
-                holder = turns.semaphore.holders.get(machine.name)
-                if holder is None or holder.purpose is not Purpose.REBOOT:
-                    return
-                freed = slots.give_back(turns.semaphore, machine.name, holder.generation)
-                if freed and await self._semaphore_written(machine.link, turns, freed):
+                if machine.is_up:
+                    await machine.reboots.give_back("updater")
                     return
             await asyncio.sleep(0.1)
 
-    @staticmethod
-    async def _semaphore_written(link: Link, turns: Turns, semaphore: Semaphore) -> bool:
-        revision = turns.conditions[1].revision
-        written = Put(SEMAPHORE, semaphore.written())
-        return await link.commit([Unchanged(SEMAPHORE, revision)], written) is not None
+    async def _let_die(self, machine: Machine) -> None:
+        await machine.die()
+        death = Death(machine.name, machine.link.life, self.recorder.newest)
+        self.facts.deaths.append(death)
 
     async def _own_deploy(self) -> None:
         self.draw.choice(self.machines).deploy_locally()
