@@ -254,6 +254,7 @@ class Assembly:
             events=self._events,
             state=opened.state,
             requests=opened.requests.exposed,
+            more=self.fleet.gauges if self.fleet is not None else tuple,
         )
         own_log = settings.state_dir / LOGS_DIRECTORY / OWN_LOG
         return Control(

@@ -12,11 +12,13 @@ would be a bug, ends neither the daemon nor the others.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import anyio
 import structlog
+from prometheus_client import Metric
 
 from atlas_supervisor import errors
 from atlas_supervisor.config import Settings
@@ -24,6 +26,7 @@ from atlas_supervisor.fleet.agent import Agent
 from atlas_supervisor.fleet.documents import PRESENT, KillSwitch, Presence, UnreadableDocumentError
 from atlas_supervisor.fleet.engine import Engine, EngineError, Snapshot
 from atlas_supervisor.fleet.evidence import EvidencePublisher
+from atlas_supervisor.fleet.gauges import fleet_gauges
 from atlas_supervisor.fleet.kill_switch import KillFollower, read_record
 from atlas_supervisor.fleet.local import LocalSupervisor
 from atlas_supervisor.fleet.overview import Knowledge, Sighting, overview
@@ -43,6 +46,9 @@ _LOOK_SECONDS = 1.0
 """Between two looks at this machine's own state, and the age of an answer that is given again."""
 _ANSWER_SECONDS = 2.0
 """How long a look at the fleet waits for the engine."""
+_GLANCE_SECONDS, _GLANCE_SECONDS_PER_HOST = 10.0, 0.1
+"""Between two looks at the whole fleet if no one asks: a thousand hosts read it ten times a second
+in all."""
 _AFTER_BUG_SECONDS = 10.0
 
 
@@ -117,7 +123,7 @@ class Fleet:
         """Take part until stopped. What has begun on this machine goes on without it."""
         parts = (
             *(self.kills.run, self.membership.run, self._take_part),
-            *(self._note_changes, self._note_outages),
+            *(self._note_changes, self._note_outages, self._keep_looking),
         )
         self._scope = anyio.CancelScope()
         try:
@@ -182,7 +188,19 @@ class Fleet:
             sent_ts=now(),
         )
 
+    async def _keep_looking(self) -> None:
+        """Look now and then, so that gauges are of today, and a host that dies has been seen."""
+        while True:
+            await self._look()
+            hosts = len(self._sightings)
+            seconds = max(_GLANCE_SECONDS, hosts * _GLANCE_SECONDS_PER_HOST)
+            await anyio.sleep(seconds * random.uniform(0.75, 1.25))  # noqa: S311 - jitter
+
     # Answers.
+
+    def gauges(self) -> Iterator[Metric]:
+        """Yield the fleet's gauges, from memory."""
+        return fleet_gauges(overview(self.known()))
 
     def known(self) -> Knowledge:
         """Return this machine's knowledge of its fleet, from memory."""

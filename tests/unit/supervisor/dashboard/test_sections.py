@@ -292,7 +292,7 @@ def test_the_fleet_says_who_serves_what_the_rollout_does_and_why_a_host_waits() 
         ),
     ],
 )
-def test_what_can_be_done_to_the_fleet_is_offered_to_operators_alone(
+def test_the_possible_actions_on_a_fleet_are_offered_to_operators_alone(
     name: str, wanted: list[str]
 ) -> None:
     found = in_a_fleet(name)

@@ -52,7 +52,7 @@ def fleet_of(*hosts: str, away: tuple[str, ...] = (), **presence: Any) -> dict[s
 
 
 def present_host(**fields: Any) -> Presence:
-    """Return what a healthy host announces."""
+    """Return the presence of a healthy host."""
     usual = {"version": "1.3.2", "daemon_version": "2.0.0", "health_score": 100}
     return Presence(**{**usual, "mode": "bluegreen", "sent_ts": START, **fields})
 
@@ -99,7 +99,7 @@ def killed(epoch: int, *features: str) -> dict[str, Document]:
 
 
 def calls(**counts: FeatureCount) -> dict[str, Document]:
-    """Return what hosts have counted of the feature `vision`."""
+    """Return the counts of hosts for the feature `vision`."""
     return {
         EVIDENCE + host: Evidence(boot_epoch="b1", features={"vision": count}, counted_ts=START)
         for host, count in counts.items()
