@@ -32,7 +32,7 @@ MISSING = "etcd is not installed (Debian: etcd-server)"
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
-_FAST = ("--unsafe-no-fsync", "--logger=zap", "--log-outputs=stderr", "--log-level=warn")
+_QUIET = ("--logger=zap", "--log-outputs=stderr", "--log-level=warn")
 
 
 @dataclass(frozen=True)
@@ -173,12 +173,21 @@ class Cluster:
 
 @contextmanager
 def cluster(
-    folder: Path, *, members: int = 1, certificates: Certificates | None = None
+    folder: Path,
+    *,
+    members: int = 1,
+    certificates: Certificates | None = None,
+    durable: bool = False,
 ) -> Iterator[Cluster]:
-    """Run a cluster on loopback, with TLS for clients if there are certificates."""
+    """Run a cluster on loopback, with TLS for clients if there are certificates.
+
+    Unless it is `durable`, it waits for no disk: it survives its own end, not the machine's.
+    """
     ports = free_ports(2 * members)
     made = Cluster(certificates=certificates)
     scheme, arguments = ("https", certificates.arguments()) if certificates else ("http", ())
+    if not durable:
+        arguments = (*arguments, "--unsafe-no-fsync")
     for number in range(members):
         client, peer = ports[2 * number : 2 * number + 2]
         urls = f"{scheme}://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
@@ -209,7 +218,7 @@ def member(
         f"--listen-peer-urls={peer_url}",
         f"--initial-advertise-peer-urls={peer_url}",
     )
-    every = (*addresses, *_FAST, *arguments)
+    every = (*addresses, *_QUIET, *arguments)
     return Member(name, home, client_url, peer_url, every, tuple(wrapper))
 
 

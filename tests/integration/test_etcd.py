@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -261,16 +261,14 @@ GARBAGE = {
     "a page": answer(b"<html>Welcome to nginx!</html>"),
     "an error page": answer(b"404 page not found", "404 Not Found"),
     "another program's JSON": answer(b'{"status": "ok"}'),
-    "no answers of the transaction": answer(b'{"header":{"cluster_id":"1"},"succeeded":true}'),
+    "another fleet's key": answer(
+        b'{"header":{"cluster_id":"1"},"kvs":[{"key":"L2F0bGFzL3kvaw=="}],"count":"1"}'
+    ),
     "a key that was not asked for": answer(
-        b'{"header":{"cluster_id":"1"},"succeeded":true,"responses":[{"response_range":{"kvs":'
-        b'[{"key":"L2V0Yy9wYXNzd2Q="}]}}]}'
+        b'{"header":{"cluster_id":"1"},"kvs":[{"key":"L2V0Yy9wYXNzd2Q="}],"count":"1"}'
     ),
     "a revision that is no number": answer(b'{"header":{"cluster_id":"1","revision":"x"}}'),
-    "no base64": answer(
-        b'{"header":{"cluster_id":"1"},"succeeded":true,"responses":[{"response_range":{"kvs":'
-        b'[{"key":"%%%"}]}}]}'
-    ),
+    "no base64": answer(b'{"header":{"cluster_id":"1"},"kvs":[{"key":"%%%"}]}'),
     "binary": answer(bytes(range(256))),
     "no HTTP": b"SSH-2.0-OpenSSH_9.2p1\r\n",
 }
@@ -287,8 +285,10 @@ async def test_an_endpoint_that_answers_garbage_is_a_named_error(garbage: str) -
         with pytest.raises(GarbledAnswerError, match=f"{url}: "):
             await engine.read("k")
         assert engine.outage is not None
-        with pytest.raises(EngineError):
-            await engine.commit([Unchanged("k", 0)], Put("k", b""))
+        with pytest.raises(GarbledAnswerError):
+            await engine.read("k", "l")
+        with suppress(EngineError):
+            assert await engine.commit([Unchanged("k", 0)], Put("k", b"")) is None
         with pytest.raises(EngineError):
             await engine.announce("present/a", b"", ttl_seconds=15)
         async with aclosing(engine.watch("k")) as changes:

@@ -30,9 +30,11 @@ from atlas_supervisor.fleet.etcd_client import Credentials, EtcdClient, Tls
 from atlas_supervisor.fleet.etcd_messages import (
     NOT_FOUND,
     Headed,
+    HeadedRange,
     Header,
     KeyValue,
     Lease,
+    Range,
     Status,
     Transaction,
     body,
@@ -191,20 +193,33 @@ class EtcdEngine:
         self._leases[ttl_seconds] = granted.id
 
     async def _read_all(self, prefixes: Sequence[str]) -> tuple[Header, Snapshot]:
-        """Read in one transaction, which makes it one revision."""
-        spans = [span((self._prefix + prefix).encode()) for prefix in prefixes]
-        content = body({"success": [{"request_range": each} for each in spans]})
+        """Read in one transaction, which makes it one revision.
 
-        def read(answer: bytes) -> tuple[Header, Snapshot]:
+        A range by itself costs etcd a third less: so is the kill switch read, each second.
+        """
+        spans = [span((self._prefix + prefix).encode()) for prefix in prefixes]
+
+        def one(answer: bytes) -> tuple[Header, Snapshot]:
+            found = parsed(HeadedRange, answer)
+            return found.header, self._snapshot(found.header, [found])
+
+        def several(answer: bytes) -> tuple[Header, Snapshot]:
             done = parsed(Transaction, answer)
             ranges = [each.response_range for each in done.responses if each.response_range]
             if len(ranges) != len(prefixes) or not done.succeeded:
                 raise GarbledAnswerError("its transaction has more or fewer answers than reads")
-            found: dict[bytes, KeyValue] = {kv.key: kv for part in ranges for kv in part.kvs}
-            entries = tuple(entry(self._prefix, found[key]) for key in sorted(found))
-            return done.header, Snapshot(done.header.revision, entries)
+            return done.header, self._snapshot(done.header, ranges)
 
-        return await self._client.ask("/v3/kv/txn", content, read, twice=True)
+        if len(spans) == 1:
+            return await self._client.ask("/v3/kv/range", body({**spans[0]}), one, twice=True)
+        content = body({"success": [{"request_range": each} for each in spans]})
+        return await self._client.ask("/v3/kv/txn", content, several, twice=True)
+
+    def _snapshot(self, header: Header, ranges: Sequence[Range]) -> Snapshot:
+        """Return what the ranges have; they may overlap. Raises GarbledAnswerError."""
+        found: dict[bytes, KeyValue] = {kv.key: kv for part in ranges for kv in part.kvs}
+        entries = tuple(entry(self._prefix, found[key]) for key in sorted(found))
+        return Snapshot(header.revision, entries)
 
     @contextmanager
     def _noted(self, kind: str) -> Iterator[None]:
