@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,11 @@ def shares(canaries: Canaries) -> dict[str, float]:
     policy = canaries.written.canary
     assert policy is not None
     return {name: each.share for name, each in policy.features.items()}
+
+
+def lose_database(folder: Path) -> None:
+    for path in folder.glob("atlas.db*"):
+        path.unlink()
 
 
 async def test_a_killed_feature_gets_no_calls_and_is_shown_and_audited(
@@ -166,9 +170,7 @@ async def test_totals_grow_over_restarts_and_begin_anew_with_the_database(
             assert found.stable["vision"].calls == 30 * lives
     async with running(tmp_path, monkeypatch, **FLEET) as canaries:
         assert canaries.service.totals().origin == found.origin
-    for name in os.listdir(tmp_path):
-        if name.startswith("atlas.db"):
-            os.unlink(tmp_path / name)
+    lose_database(tmp_path)
     async with running(tmp_path, monkeypatch, **FLEET) as canaries:
         assert canaries.service.totals().canary == {}
         assert canaries.service.totals().origin != found.origin
