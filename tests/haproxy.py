@@ -33,7 +33,7 @@ class HAProxy:
         return answer.decode()
 
     async def servers(self) -> dict[str, dict[str, str]]:
-        """Return what `show stat` has of each server, by its name."""
+        """Return the columns of `show stat` for each server, by its name."""
         lines = (await self.command("show stat")).removeprefix("# ").strip().splitlines()
         rows = csv.DictReader(lines)
         return {row["svname"]: row for row in rows if row["svname"] not in {"FRONTEND", "BACKEND"}}
@@ -51,9 +51,11 @@ async def haproxy(folder: Path, configuration: str) -> AsyncIterator[HAProxy]:
     assert PROGRAM is not None, MISSING
     file, socket = _written(folder, configuration)
     checked = await asyncio.create_subprocess_exec(
-        *(PROGRAM, "-c", "-f", str(file)), stderr=asyncio.subprocess.PIPE
+        *(PROGRAM, "-c", "-f", str(file)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
-    _, complaints = await checked.communicate()
+    complaints, _ = await checked.communicate()
     assert checked.returncode == 0, complaints.decode()
     assert b"WARNING" not in complaints, complaints.decode()
     with (folder / "log").open("wb") as output:

@@ -31,7 +31,7 @@ class Load:
         self, host: str, port: int, mix: Sequence[Kind], *, seed: int = 0, proxied: bool = False
     ) -> None:
         self.report = Report({traffic.name: Tally() for traffic in mix})
-        self._address = (host, port)
+        self.address = (host, port)
         self._mix = mix
         self._seed = seed
         self._proxied = proxied
@@ -79,7 +79,7 @@ class Load:
         session = Session(
             kind.name,
             number,
-            *self._address,
+            *self.address,
             tally=self.report.kinds[kind.name],
             random=Random(f"{self._seed}/{kind.name}/{number}"),  # noqa: S311 - load is no secret
             tokens=self._tokens,

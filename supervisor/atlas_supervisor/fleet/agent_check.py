@@ -37,7 +37,7 @@ LEARN_SECONDS = 3.0
 
 The configuration in docs/fleet.md asks every second, HAProxy's default is every two.
 """
-_ASKS_SECONDS = 15.0
+_ASKS_SECONDS = 10.0
 """A balancer that has not asked for so long does not count on an answer."""
 
 
@@ -73,6 +73,8 @@ class AgentCheck:
         self._reboots = reboots
         self._stopping = False
         self._asked = float("-inf")
+        self._draining_since: float | None = None
+        """When an answer said so for the first time."""
 
     async def run(self) -> None:
         """Answer until cancelled."""
@@ -83,7 +85,9 @@ class AgentCheck:
 
     def _answer(self, client: socket.socket) -> None:
         self._asked = asyncio.get_running_loop().time()
-        line = reply(serves=self._serves(), drains=self._why_drains(), ramps=self._ramps())
+        drains = self._why_drains()
+        self._draining_since = (self._draining_since or self._asked) if drains else None
+        line = reply(serves=self._serves(), drains=drains, ramps=self._ramps())
         with client, suppress(OSError):
             client.send(line)  # a fresh connection has room for it
 
@@ -99,5 +103,6 @@ class AgentCheck:
 
     async def drained(self) -> None:
         """Wait until balancers that ask have learned of a drain; not at all if none asks."""
-        if asyncio.get_running_loop().time() - self._asked < _ASKS_SECONDS:
-            await asyncio.sleep(LEARN_SECONDS)
+        now = asyncio.get_running_loop().time()
+        if now - self._asked < _ASKS_SECONDS:
+            await asyncio.sleep((self._draining_since or now) + LEARN_SECONDS - now)
