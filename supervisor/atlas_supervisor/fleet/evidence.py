@@ -8,8 +8,9 @@ where that database was lost, what the host published before is added to what it
 
 from __future__ import annotations
 
+import operator
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import anyio
 import structlog
@@ -26,25 +27,33 @@ LEAST_SECONDS = 10.0
 Counts = Mapping[str, FeatureCount]
 
 
-def added(one: Counts, other: Counts) -> dict[str, FeatureCount]:
-    """Return the sum of two hosts' counts, or of two lives of one host."""
-    none = FeatureCount(canary=ArmCount(calls=0, errors=0), stable=ArmCount(calls=0, errors=0))
+def combined(one: Counts, other: Counts, by: Callable[[int, int], int]) -> dict[str, FeatureCount]:
+    """Return counts of which each number is that of both `by` a function."""
+    none = ArmCount(calls=0, errors=0)
+    nothing = FeatureCount(canary=none, stable=none)
+
+    def arm(first: ArmCount, second: ArmCount) -> ArmCount:
+        calls, errors = by(first.calls, second.calls), by(first.errors, second.errors)
+        return ArmCount(calls=calls, errors=errors)
+
+    both = {name: (one.get(name, nothing), other.get(name, nothing)) for name in {*one, *other}}
     return {
         name: FeatureCount(
-            canary=_sum(one.get(name, none).canary, other.get(name, none).canary),
-            stable=_sum(one.get(name, none).stable, other.get(name, none).stable),
+            canary=arm(first.canary, second.canary), stable=arm(first.stable, second.stable)
         )
-        for name in sorted({*one, *other})
+        for name, (first, second) in sorted(both.items())
     }
 
 
 def continued(counted: Evidence, published: Evidence | None) -> Evidence:
     """Return the evidence to publish, by the one that this host has published last."""
-    earlier: Counts = {}
-    if published is not None:
-        is_same_life = published.boot_epoch == counted.boot_epoch
-        earlier = published.earlier if is_same_life else published.features
-    features = added(counted.features, earlier)
+    if published is None:
+        return counted
+    is_same_life = published.boot_epoch == counted.boot_epoch
+    earlier = published.earlier if is_same_life else published.features
+    features = combined(counted.features, earlier, operator.add)
+    # The machine went down with calls that were published and not written to its disk yet.
+    features = combined(features, published.features, max)
     return counted.model_copy(update={"features": features, "earlier": dict(earlier)})
 
 
@@ -56,8 +65,10 @@ class EvidencePublisher:
         self._local = local
         self._key = EVIDENCE + host
         self._published: Evidence | None = None
+        """By this process."""
+        self._stands: Evidence | None = None
         self._revision: int | None = None
-        """Of what was published; None if it has to be read first."""
+        """Of what stands in the engine; None if it has to be read first."""
 
     async def run(self) -> None:
         """Publish until cancelled."""
@@ -75,22 +86,17 @@ class EvidencePublisher:
         if self._revision is None:
             found = await self._engine.read(self._key)
             value = found.value(self._key)
-            self._published = None if value is None else Evidence.read(self._key, value)
             self._revision = found.revision_of(self._key)
-        next_one = continued(self._local.evidence(), self._published)
-        if not next_one.features or self._is_published(next_one):
+            self._stands = None if value is None else Evidence.read(self._key, value)
+        # What this process has published is right, also if the engine has lost it.
+        evidence = continued(self._local.evidence(), self._published or self._stands)
+        if not evidence.features or _counts(evidence) == _counts(self._stands):
             return
         condition = Unchanged(self._key, self._revision)
-        self._revision = await self._engine.commit([condition], Put(self._key, next_one.written()))
-        self._published = next_one if self._revision is not None else None
-
-    def _is_published(self, evidence: Evidence) -> bool:
-        known = self._published
-        return known is not None and (known.boot_epoch, known.features) == (
-            evidence.boot_epoch,
-            evidence.features,
-        )
+        self._revision = await self._engine.commit([condition], Put(self._key, evidence.written()))
+        if self._revision is not None:
+            self._published = self._stands = evidence
 
 
-def _sum(one: ArmCount, other: ArmCount) -> ArmCount:
-    return ArmCount(calls=one.calls + other.calls, errors=one.errors + other.errors)
+def _counts(evidence: Evidence | None) -> tuple[str, Counts] | None:
+    return (evidence.boot_epoch, evidence.features) if evidence else None

@@ -209,6 +209,7 @@ class Fleet:
             host=self.host,
             snapshot=self._snapshot or Snapshot(0, ()),
             outage=self.engine.outage,
+            has_double=self.membership.other is not None,
             sightings=dict(self._sightings),
             applied=self.kills.applied,
         )

@@ -77,6 +77,8 @@ class Knowledge:
     """Since when the engine is away, and why."""
     sightings: Mapping[str, Sighting] = field(default_factory=dict)
     """Of the hosts that have announced themselves since this daemon's start."""
+    has_double: bool = False
+    """Whether another supervisor announces itself under this host's name."""
     applied: KillSwitch | None = None
     """The kill switch that is applied on this machine; None if none ever was."""
 
@@ -96,6 +98,7 @@ def overview(known: Knowledge) -> FleetView:
         semaphore=_semaphore(read.semaphore),
         kills=_kills(known, read.kill, hosts),
         evidence=_evidence(read.evidence),
+        has_double=known.has_double,
         unreadable=read.unreadable,
         suggestions=[],
     )

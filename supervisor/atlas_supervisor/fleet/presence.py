@@ -69,7 +69,9 @@ class Membership:
         self.doubled = anyio.Event()
         """Set while another one has it."""
         self.other: Presence | None = None
-        """What another supervisor with this host's name announced; None if there is none."""
+        """The announcement of another supervisor with this host's name, if there is one."""
+        self._other_since = 0.0
+        self._is_logged = False
 
     def wake(self) -> None:
         """Announce at once: something has changed."""
@@ -113,13 +115,18 @@ class Membership:
                 found = Presence.read(PRESENT + self._host, value)
         is_other = found is not None and found.installation not in ("", self._installation)
         if is_other and not self.doubled.is_set():
-            log.error("fleet_host_not_unique", host=self._host, instead="this one takes no part")
+            self._other_since, self._is_logged = anyio.current_time(), False
             self.alone = anyio.Event()
             self.doubled.set()
         if not is_other and not self.alone.is_set():
             self.doubled = anyio.Event()
             self.alone.set()
         self.other = found if is_other else None
+        # What this machine announced before its last boot has gone by then.
+        lasts = anyio.current_time() - self._other_since > TTL_SECONDS
+        if is_other and lasts and not self._is_logged:
+            self._is_logged = True
+            log.error("fleet_host_not_unique", host=self._host, instead="this one takes no part")
 
 
 async def forget(engine: Engine, host: str) -> None:

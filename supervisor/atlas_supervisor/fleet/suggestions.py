@@ -23,6 +23,12 @@ def suggestions(view: FleetView) -> Iterator[Suggestion]:
             "(`atlasctl doctor`); to switch a feature off meanwhile, `atlasctl canary set FEATURE "
             "0` on each machine.",
         )
+    if view.has_double:
+        yield Suggestion(
+            code="host_not_unique",
+            message=f"Another supervisor announces itself as {view.host}; this one takes no part",
+            action="Give each machine a FLEET_HOST of its own, and reload it (`atlasctl reload`).",
+        )
     if view.unreadable:
         yield Suggestion(
             code="document_unreadable",

@@ -171,6 +171,11 @@ class FleetView(BaseModel, frozen=True):
 
     fleet: str = Field(description="The setting FLEET_NAME.")
     host: str = Field(description="The host that answers: its FLEET_HOST.")
+    has_double: bool = Field(
+        default=False,
+        description="Whether another supervisor announces itself under this host's name; this one "
+        "takes no part then.",
+    )
     engine: EngineView = Field(description="The fleet's etcd.")
     hosts: list[HostView] = Field(description="Every host, by name.")
     rollout: RolloutView | None = Field(description="The last rollout; null if there was none.")
