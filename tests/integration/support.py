@@ -7,8 +7,8 @@ import json
 import shlex
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +165,45 @@ async def bash(script: str, where: Path, **environment: object) -> tuple[int, st
     )
     printed, _ = await process.communicate()
     return process.returncode or 0, printed.decode()
+
+
+@asynccontextmanager
+async def fleet_of_three(
+    folder: Path, endpoints: Sequence[str], settings: Mapping[str, Setting] | None = None
+) -> AsyncIterator[list[DaemonProcess]]:
+    """Daemons web1, web2 and web3 of one fleet; each has the releases r1 and r2, and serves v1."""
+    found = releases(folder, "r1", "r2")
+    async with AsyncExitStack() as stack:
+        daemons = []
+        for host in ("web1", "web2", "web3"):
+            own: dict[str, Setting] = {
+                "FLEET_ETCD_ENDPOINTS": ",".join(endpoints),
+                "FLEET_NAME": folder.name,
+                "FLEET_HOST": host,
+                "RELEASES_DIR": found,
+                "HEALTH_PROBES": 1,
+                "GUARD_SECONDS": 0,
+                **(settings or {}),
+            }
+            daemons.append(await stack.enter_async_context(scripted_daemon(folder / host, own)))
+        for daemon in daemons:
+            await until_fleet(daemon, lambda fleet: len(fresh(fleet)) == len(daemons))
+        yield daemons
+
+
+async def until_fleet(
+    daemon: DaemonProcess, holds: Callable[[dict[str, Any]], bool], *, within: float = 20.0
+) -> dict[str, Any]:
+    """Wait until the fleet, as a daemon knows it, is so, and return it."""
+    deadline = asyncio.get_running_loop().time() + within
+    while True:
+        fleet: dict[str, Any] = (await daemon.request("GET", "/fleet")).json
+        if holds(fleet):
+            return fleet
+        assert asyncio.get_running_loop().time() < deadline, json.dumps(fleet, indent=1)
+        await asyncio.sleep(0.1)
+
+
+def fresh(fleet: dict[str, Any]) -> list[str]:
+    """Return the hosts that announce themselves."""
+    return [host["name"] for host in fleet["hosts"] if host["fresh"]]

@@ -254,7 +254,8 @@ def _check_budget(semaphore: Semaphore, max_unavailable: int, hosts: int) -> Non
     if not hosts:
         raise FLEET_IS_EMPTY.error()
     if not 1 <= max_unavailable <= hosts:
-        raise INVALID_MAX_UNAVAILABLE.error(value=max_unavailable, hosts=hosts)
+        field = {"field": "max_unavailable"}
+        raise INVALID_MAX_UNAVAILABLE.error(value=max_unavailable, hosts=hosts, extra=field)
     held = sorted(semaphore.holders)
     if len(held) > max_unavailable:
         raise SLOTS_ARE_HELD.error(held=len(held), hosts=", ".join(held), slots=max_unavailable)

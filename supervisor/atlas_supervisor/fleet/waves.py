@@ -75,4 +75,4 @@ def _hosts(count: int) -> str:
 
 
 def _refused(problem: str) -> RefusedError:
-    return INVALID_WAVES.error(problem=problem)
+    return INVALID_WAVES.error(problem=problem, extra={"field": "waves"})
