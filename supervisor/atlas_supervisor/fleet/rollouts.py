@@ -30,9 +30,11 @@ from atlas_supervisor.errors import (
 )
 from atlas_supervisor.fleet import semaphore as slots
 from atlas_supervisor.fleet.documents import (
+    HOSTS,
     RESULTS,
     ROLLOUT,
     SEMAPHORE,
+    TURNS,
     Direction,
     HostResult,
     HostState,
@@ -86,8 +88,8 @@ class Rollouts:
                 raise ROLLOUT_IN_PROGRESS.error(
                     rollout_id=present.rollout_id, release=present.release, state=present.state
                 )
-            failed = [host for host in situation.members if situation.last_deploy_failed(host)]
-            order = (*sorted(failed), *sorted(situation.members.difference(failed)))
+            failed = sorted(filter(situation.failed_last, situation.members))
+            order = (*failed, *sorted(situation.members.difference(failed)))
             _check_budget(situation.turns.semaphore, max_unavailable, len(order))
             rollout = Rollout(
                 rollout_id=_new_id(),
@@ -97,7 +99,7 @@ class Rollouts:
                 wave_ends=wave_ends(waves, len(order)),
                 started_ts=now(),
                 started_by=by,
-                excused=tuple(sorted(failed)),
+                excused=tuple(failed),
             )
             resized = slots.resized(situation.turns.semaphore, max_unavailable)
             return rollout, (
@@ -105,7 +107,7 @@ class Rollouts:
                 Put(SEMAPHORE, resized.written()),
             )
 
-        rollout = await self._change(begun)
+        rollout = await self._change(begun, *ALL)
         with suppress(EngineError):
             await self._forget_old_results(rollout)
         return rollout
@@ -117,7 +119,7 @@ class Rollouts:
             rollout = _present(situation, "be paused", RolloutState.RUNNING)
             return _with(rollout, state=RolloutState.PAUSED)
 
-        return await self._change(paused)
+        return await self._change(paused, TURNS)
 
     async def resume(self) -> Rollout:
         """Go on after a pause or a halt; hosts whose deploy failed are tried again, first."""
@@ -142,9 +144,9 @@ class Rollouts:
                 )
             return changed, (*writes, *removed)
 
-        rollout = await self._change(resumed)
+        rollout = await self._change(resumed, *ALL)
         while rollout.state is not RolloutState.RUNNING:
-            rollout = await self._change(resumed)
+            rollout = await self._change(resumed, *ALL)
         return rollout
 
     async def abort(self) -> Rollout:
@@ -154,7 +156,7 @@ class Rollouts:
             rollout = _present(situation, "be aborted", *sorted(OPEN))
             return _with(rollout, state=RolloutState.ABORTED, ended_ts=now())
 
-        return await self._change(aborted)
+        return await self._change(aborted, TURNS)
 
     async def roll_back(self, *, by: str) -> Rollout:
         """Let the hosts that have the release go back, the last one first; return that rollout.
@@ -182,7 +184,7 @@ class Rollouts:
             )
             return rollout, (Put(ROLLOUT, rollout.written()),)
 
-        return await self._change(back)
+        return await self._change(back, TURNS, RESULTS)
 
     async def break_slot(self, host: str, generation: int, *, by: str) -> Semaphore:
         """Free the slot of a host that will not give it back; return the semaphore.
@@ -213,13 +215,16 @@ class Rollouts:
             stopped = halted(rollout, host, reason, now())
             return freed, (*writes, Put(ROLLOUT, stopped.written()))
 
-        return await self._change(broken)
+        return await self._change(broken, TURNS, HOSTS)
 
-    async def _change(self, decide: Callable[[Situation], tuple[T, Writes]]) -> T:
-        """Commit what is decided by the present situation, and return the answer."""
+    async def _change(self, decide: Callable[[Situation], tuple[T, Writes]], *prefixes: str) -> T:
+        """Commit what is decided by the present situation, and return the answer.
+
+        Only what the command needs is read: a presence that can't be read stops no abort.
+        """
         with _refusing():
             for _ in range(_ATTEMPTS):
-                situation = Situation.read(await self._engine.read(*ALL))
+                situation = Situation.read(await self._engine.read(*prefixes))
                 answer, writes = decide(situation)
                 if await self._engine.commit(situation.turns.conditions, *writes) is not None:
                     return answer

@@ -154,6 +154,15 @@ class Situation:
         last = presence.last_deploy if presence else None
         return last is not None and last.result in FAILURES
 
+    def failed_last(self, host: str) -> bool:
+        """Return whether the last that a host did failed: its deploy, or its part in a rollout.
+
+        The result is known at once, and the host may not have announced its deploy yet.
+        """
+        result = self.results.get(host)
+        has_failed = result is not None and result.state is HostState.FAILED
+        return has_failed or self.last_deploy_failed(host)
+
     @cached_property
     def waiting(self) -> list[str]:
         """The hosts that may take a slot next, in their order; excused ones alone, if there are."""

@@ -48,6 +48,7 @@ from atlas_supervisor.fleet.documents import (
     Semaphore,
     UnreadableDocumentError,
 )
+from atlas_supervisor.fleet.engine import Entry, Snapshot
 
 OPERATOR = "operator"
 
@@ -59,6 +60,7 @@ TRANSITIONS = {
     _R.ABORTED: set(),
     _R.PASSED: set(),
 }
+_GOES_ON = {_R.RUNNING, _R.PAUSED}
 BAD_RESULTS = {"failed", "rolled_back"}
 
 
@@ -139,6 +141,7 @@ class Recorder:
     def __init__(self, endpoint: str, prefix: str) -> None:
         self._endpoint, self._prefix = endpoint, prefix
         self.history: list[Revision] = []
+        self.state: dict[str, Entry] = {}
         self.newest = 0
         self._grew = asyncio.Event()
 
@@ -153,8 +156,16 @@ class Recorder:
     async def until(self, revision: int) -> None:
         """Wait until a revision has arrived that was written under the prefix."""
         while self.newest < revision:
-            self._grew.clear()
-            await self._grew.wait()
+            await self.grown()
+
+    async def grown(self) -> None:
+        """Wait until another revision arrives."""
+        self._grew.clear()
+        await self._grew.wait()
+
+    def snapshot(self) -> Snapshot:
+        """Return all that stands under the prefix."""
+        return Snapshot(self.newest, tuple(self.state.values()))
 
     async def _record(self, session: aiohttp.ClientSession) -> None:
         prefix = self._prefix.encode()
@@ -183,6 +194,10 @@ class Recorder:
             removed = event.get("type") == "DELETE"
             value = None if removed else base64.b64decode(kv.get("value", ""))
             self.history[-1].written[key] = value
+            if value is None:
+                self.state.pop(key, None)
+            else:
+                self.state[key] = Entry(key, value, number)
             self.newest = number
         self._grew.set()
 
@@ -206,6 +221,7 @@ class Checker:
     def violations(self) -> list[str]:
         """Return one line for each promise that was broken."""
         wanted = {each.read_at for each in self._facts.sent}
+        wanted |= {each.seen for each in self._facts.deploys}
         for revision in self._history:
             before = dict(self._state)
             for number in [n for n in wanted if n < revision.number]:
@@ -218,6 +234,7 @@ class Checker:
                     self._state[key] = value
             self._number = revision.number
             self._check(before, revision)
+        self._at |= dict.fromkeys(wanted, self._state)
         self._check_deploys()
         return self.found
 
@@ -385,28 +402,36 @@ class Checker:
             self._say("the rollout passed while a slot was held for it")
 
     def _check_results(self, before: dict[str, bytes], revision: Revision) -> None:
-        rollout = _rollout(self._state)
         for key, value in revision.written.items():
-            if not key.startswith(RESULTS):
-                continue
-            rollout_id, _, host = key.removeprefix(RESULTS).partition("/")
-            old = before.get(key)
-            was = None if old is None else HostResult.read(key, old).state
-            if value is None:
-                resumed = rollout is not None and rollout.rollout_id == rollout_id
-                if resumed and was is HostState.PASSED:
-                    self._say(f"the passed result of {host} was removed")
-                continue
-            state = HostResult.read(key, value).state
-            holder = _semaphore(before).holders.get(host)
-            if state is HostState.DEPLOYING:
-                taken = _semaphore(self._state).holders.get(host)
-                if taken is None or taken.rollout_id != rollout_id or was is not None:
-                    self._say(f"{host} deploys by its result, and has taken no slot")
-            elif holder is None or holder.rollout_id != rollout_id or was is HostState.PASSED:
-                self._say(f"{host} has the result {state} without a slot")
-            elif state is HostState.PASSED and not self._has_passed(host, _key(holder)):
-                self._say(f"{host} has the result passed, and its deploy did not pass")
+            if key.startswith(RESULTS):
+                rollout_id, _, host = key.removeprefix(RESULTS).partition("/")
+                was = HostResult.read(key, before[key]).state if key in before else None
+                state = None if value is None else HostResult.read(key, value).state
+                self._check_result(before, rollout_id, host, (was, state))
+
+    def _check_result(
+        self,
+        before: dict[str, bytes],
+        rollout_id: str,
+        host: str,
+        states: tuple[HostState | None, HostState | None],
+    ) -> None:
+        was, state = states
+        rollout = _rollout(self._state)
+        is_present = rollout is not None and rollout.rollout_id == rollout_id
+        holder = _semaphore(before).holders.get(host)
+        if was is HostState.PASSED and is_present:
+            self._say(f"the passed result of {host} was removed or overwritten")
+        if state is HostState.DEPLOYING:
+            taken = _semaphore(self._state).holders.get(host)
+            if taken is None or taken.rollout_id != rollout_id or was is not None:
+                self._say(f"{host} deploys by its result, and has taken no slot")
+        elif state is not None and (holder is None or holder.rollout_id != rollout_id):
+            self._say(f"{host} has the result {state} without a slot")
+        elif state is HostState.PASSED and holder and not self._has_passed(host, _key(holder)):
+            self._say(f"{host} has the result passed, and its deploy did not pass")
+        if state is HostState.FAILED and rollout and is_present and rollout.state in _GOES_ON:
+            self._say(f"{host} failed, and the rollout is still {rollout.state}")
 
     def _has_passed(self, host: str, key: str) -> bool:
         found = [each for each in self._facts.deploys if (each.host, each.key) == (host, key)]
@@ -422,14 +447,19 @@ class Checker:
     def _check_deploys(self) -> None:
         """Hold each true deploy to the slot that its key names."""
         for deploy in self._facts.deploys:
-            generation = int(deploy.key.rpartition("-")[2])
+            rollout_id, _, generation = deploy.key.removeprefix("fleet-").rpartition("-")
             what = f"{deploy.host} deployed with {deploy.key}"
-            held = self._slots.get((deploy.host, generation))
+            held = self._slots.get((deploy.host, int(generation)))
             if held is None or held[0] > deploy.seen:
                 self.found.append(f"{what} before it had taken a slot")
                 continue
+            rollout = _rollout(self._at[deploy.seen])
+            if rollout is None or rollout.rollout_id != rollout_id:
+                self.found.append(f"{what} although it knew of another rollout")
+            elif rollout.state is not RolloutState.RUNNING:
+                self.found.append(f"{what} although it knew that the rollout was {rollout.state}")
             _, freed = held
-            broken = (deploy.host, generation) in self._broken
+            broken = (deploy.host, int(generation)) in self._broken
             if freed is not None and freed <= deploy.seen:
                 self.found.append(f"{what} although it knew that the slot was freed")
             end = deploy.newest_at_end

@@ -43,6 +43,8 @@ PATIENCE = 0.3
 """Seconds after which a request over a cut connection fails."""
 MISSING = "missing"
 """A release that no machine has."""
+OWN = "own"
+"""The release of a deploy that no rollout asked for."""
 
 
 class Link:
@@ -55,6 +57,8 @@ class Link:
         self._late: set[asyncio.Task[None]] = set()
         self.loses = 0.0
         """The share of commits whose answer is lost; a part of those arrives late, too."""
+        self.hold_after_commit = False
+        """No commit returns, though it is done."""
         self.seen = 0
         self.read_at = 0
         self.deploying: Callable[[], str | None] = lambda: None
@@ -94,6 +98,8 @@ class Link:
         revision = await self._engine.commit(conditions, *writes)
         if lost:
             raise EngineUnavailableError("the answer was lost")
+        if self.hold_after_commit:
+            await asyncio.Event().wait()
         await self._pass()
         self.seen = max(self.seen, revision or 0)
         return revision
@@ -161,6 +167,9 @@ class Machine:
         self._versions = ["old"]
         self._last: HostDeploy | None = None
         self.mode = Mode.BLUEGREEN
+        self.gates = asyncio.Event()
+        """While it is not set, a deploy does not reach its switch."""
+        self.gates.set()
         self.fails: Callable[[str], bool] = lambda _release: False
         self.agent = Agent(self.link, self, name, PACE)
         self.reboots = Reboots(
@@ -278,7 +287,7 @@ class Machine:
     def deploy_locally(self) -> None:
         """Begin a deploy that no fleet asked for."""
         if self.is_up and self._job is None:
-            self._begin("own", None)
+            self._begin(OWN, None)
 
     async def _awaited(self, key: str) -> LocalOutcome:
         job = self._jobs[key]
@@ -304,6 +313,7 @@ class Machine:
         late = self._draw.random() < 0.3
         try:
             await asyncio.sleep(self._draw.uniform(0.03, 0.3))
+            await self.gates.wait()
             if fails and not late:
                 self._end(job, passed=False, reason="smoke: home answers 500", release=release)
                 return

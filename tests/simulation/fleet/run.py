@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -25,22 +26,24 @@ from atlas_supervisor.fleet.documents import (
     HOSTS,
     PRESENT,
     TURNS,
+    HostResult,
     RolloutState,
 )
 from atlas_supervisor.fleet.engine import Delete, EngineError, Put
 from atlas_supervisor.fleet.etcd import EtcdEngine
 from atlas_supervisor.fleet.reboots import SlotRefusedError
 from atlas_supervisor.fleet.rollouts import Rollouts
-from atlas_supervisor.fleet.turn import Turns
+from atlas_supervisor.fleet.turn import Situation, Turns
 from atlas_supervisor.model.deploy import Mode
 from tests.etcd import Cluster, member
 from tests.harness import free_ports
 from tests.simulation.fleet.history import OPERATOR, Checker, Death, Facts, Recorder
-from tests.simulation.fleet.machine import MISSING, Link, Machine
+from tests.simulation.fleet.machine import MISSING, OWN, Link, Machine
 
-PREFIX = "/atlas/simulated/"
 ETCD = ("--heartbeat-interval=50", "--election-timeout=250")
 """So that a lease may last a second only."""
+UPDATER = "updater"
+"""The FleetLock client of each machine."""
 CHAOS_SECONDS = 12.0
 CALM_SECONDS = 30.0
 """Within which the last rollout has to pass."""
@@ -53,7 +56,6 @@ class Played:
     seed: int
     broken: list[str]
     counts: Counter[str]
-    lines: list[str]
 
     @property
     def text(self) -> str:
@@ -79,46 +81,55 @@ def quick() -> Iterator[None]:
             structlog.configure(**before)
 
 
-def play(seed: int, folder: Path, *, chaos_seconds: float = CHAOS_SECONDS) -> Played:
-    """Play a seed with an etcd of its own in a folder."""
+@contextmanager
+def quick_etcd() -> Iterator[Cluster]:
+    """Run an etcd of one member, in a folder in memory."""
+    memory = Path("/dev/shm")
     client, peer = (f"http://127.0.0.1:{port}" for port in free_ports(2))
-    etcd = Cluster([member(folder, "m0", client, peer, arguments=ETCD)])
-    try:
-        etcd.start()
-        with quick():
-            return asyncio.run(_played(seed, etcd, chaos_seconds))
-    finally:
-        etcd.stop()
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        etcd = Cluster([member(Path(folder), "m0", client, peer, arguments=ETCD)])
+        try:
+            etcd.start()
+            yield etcd
+        finally:
+            etcd.stop()
+
+
+def play(seed: int, *, chaos_seconds: float = CHAOS_SECONDS) -> Played:
+    """Play a seed with an etcd of its own."""
+    with quick_etcd() as etcd, quick():
+        return asyncio.run(_played(seed, etcd, chaos_seconds))
 
 
 async def _played(seed: int, etcd: Cluster, chaos_seconds: float) -> Played:
-    async with fleet(seed, etcd) as world:
+    draw = random.Random(seed)  # noqa: S311 - a plan, no secret
+    async with fleet(etcd, draw, hosts=draw.randint(3, 7)) as world:
         await world.misfortunes(chaos_seconds)
         calm = await world.calm()
-    broken = Checker(world.recorder.history, world.facts).violations()
+    broken = world.violations()
     if calm:
         broken.append(calm)
     world.counts["revisions"] = len(world.recorder.history)
     world.counts["deploys"] = len(world.facts.deploys)
     world.counts["failed deploys"] = sum(not each.passed for each in world.facts.deploys)
-    return Played(seed, broken, world.counts, world.lines)
+    return Played(seed, broken, world.counts)
 
 
 @asynccontextmanager
-async def fleet(seed: int, etcd: Cluster) -> AsyncIterator[World]:
-    """Run a fleet of machines, its recorder, and an operator."""
-    world = World(etcd, random.Random(seed))  # noqa: S311 - a plan, no secret
+async def fleet(
+    etcd: Cluster, draw: random.Random, *, hosts: int, prefix: str = "/atlas/simulated/"
+) -> AsyncIterator[World]:
+    """Run machines h1, h2 and so on, an operator, and the recorder; all have joined."""
+    world = World(etcd, draw, prefix)
     async with AsyncExitStack() as stack:
         recording = asyncio.create_task(world.recorder.run())
         try:
-            for number in range(world.draw.randint(3, 7)):
-                await world.add(f"h{number + 1}", stack)
             world.operator = await world.link(OPERATOR, stack)
+            for number in range(1, hosts + 1):
+                await world.add(f"h{number}", stack)
             await world.until_present()
             yield world
-            for machine in world.machines:
-                await machine.die()
-            await world.recorder.until(world.known_revision)
+            await world.end()
         finally:
             for machine in world.machines:
                 await machine.die()
@@ -134,21 +145,20 @@ class World:
 
     etcd: Cluster
     draw: random.Random
+    prefix: str
     facts: Facts = field(default_factory=Facts)
     machines: list[Machine] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    lines: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.recorder = Recorder(self.etcd.endpoints[0], PREFIX)
-        self.known_revision = 0
+        self.recorder = Recorder(self.etcd.endpoints[0], self.prefix)
         self.bad: set[tuple[str, str]] = set()
         self.operator: Link
         self._reboots: set[asyncio.Task[None]] = set()
 
     async def link(self, client: str, stack: AsyncExitStack) -> Link:
-        engine = EtcdEngine(self.etcd.endpoints, PREFIX)
+        engine = EtcdEngine(self.etcd.endpoints, self.prefix)
         link = Link(await stack.enter_async_context(engine), client, self.facts, self.draw)
         self.links.append(link)
         return link
@@ -160,15 +170,36 @@ class World:
         self.machines.append(machine)
         machine.start()
 
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds, by what the recorder has read."""
+        while not holds():
+            await self.recorder.grown()
+
     async def until_present(self) -> None:
         """Wait until every machine that is up has announced itself."""
-        wanted = {PRESENT + machine.name for machine in self.machines if machine.is_up}
-        while True:
-            with suppress(EngineError):
-                found = await self.operator.read(PRESENT)
-                if wanted <= {entry.key for entry in found.entries}:
-                    return
-            await asyncio.sleep(0.05)
+        wanted = {PRESENT + machine.name for machine in self._up}
+        await self.until(lambda: wanted <= self.recorder.state.keys())
+
+    async def end(self) -> None:
+        """Let all machines die, and the recorder read all that they did."""
+        for machine in self.machines:
+            await machine.die()
+        await asyncio.gather(*(link.close() for link in self.links))
+        everything = await self.operator.read("")
+        await self.recorder.until(max(entry.revision for entry in everything.entries))
+
+    def violations(self) -> list[str]:
+        """Return one line for each promise that was broken."""
+        return Checker(self.recorder.history, self.facts).violations()
+
+    @property
+    def turns(self) -> Turns:
+        """The rollout and the semaphore, as the recorder has read them."""
+        return Turns.read(self.recorder.snapshot())
+
+    def results(self) -> dict[str, HostResult]:
+        """Return the results of the present rollout, by host."""
+        return dict(Situation.read(self.recorder.snapshot()).results)
 
     async def misfortunes(self, seconds: float) -> None:
         """Let the operator and fate act, one after the other."""
@@ -182,7 +213,7 @@ class World:
             (3, self._roll_back),
             (8, self._break),
             (5, self._kill_machine),
-            (12, self._revive),
+            (6, self._revive),
             (3, self._restart),
             (3, self._cut),
             (12, self._mend),
@@ -190,7 +221,7 @@ class World:
             (1, self._crash_etcd),
             (2, self._compact),
             (3, self._reboot),
-            (2, self._own_deploy),
+            (4, self._own_deploy),
             (3, self._enable),
             (1, self._forget),
             (1, self._garbage),
@@ -213,7 +244,7 @@ class World:
             link.loses = 0.0
             link.mend()
         for machine in self.machines:
-            await self._bring_back(machine)
+            await self.bring_back(machine)
             machine.mode = Mode.BLUEGREEN
         await self._remove_garbage()
         await asyncio.gather(*self._reboots)
@@ -221,13 +252,9 @@ class World:
             async with asyncio.timeout(CALM_SECONDS):
                 await self.until_present()
                 await self._until_passed()
-                await self._until_free()
         except TimeoutError:
             reasons = {machine.name: machine.agent.waits_for for machine in self.machines}
-            turns = Turns.read(await self.operator.read(TURNS))
-            return f"no rollout passed after all was mended: {reasons}; {turns}"
-        snapshot = await self.operator.read(TURNS)
-        self.known_revision = max(entry.revision for entry in snapshot.entries)
+            return f"no rollout passed after all was mended: {reasons}; {self.turns}"
         return None
 
     async def _until_passed(self) -> None:
@@ -235,27 +262,24 @@ class World:
         wanted = None
         while True:
             with suppress(AtlasError):
-                rollout = Turns.read(await self.operator.read(TURNS)).rollout
+                turns = Turns.read(await self.operator.read(TURNS))
+                rollout = turns.rollout
+                for machine in self.machines:  # of a reboot whose answer was lost
+                    if machine.name in turns.semaphore.holders:
+                        await machine.reboots.give_back(UPDATER)
                 if rollout and rollout.release == MISSING and not rollout.ended_ts:
                     await rollouts.abort()
                 elif rollout and rollout.state in {RolloutState.PAUSED, RolloutState.HALTED}:
                     await rollouts.resume()
                 elif rollout and rollout.rollout_id == wanted and rollout.ended_ts:
-                    return
+                    if not turns.semaphore.holders:
+                        return
                 elif rollout is None or rollout.ended_ts:
                     wanted = (await rollouts.begin("last", by="operator")).rollout_id
             await asyncio.sleep(0.1)
 
-    async def _until_free(self) -> None:
-        while True:
-            with suppress(EngineError):
-                if not Turns.read(await self.operator.read(TURNS)).semaphore.holders:
-                    return
-            await asyncio.sleep(0.05)
-
     def _note(self, what: str) -> None:
         self.counts[what] += 1
-        self.lines.append(what)
 
     @property
     def _up(self) -> list[Machine]:
@@ -320,15 +344,15 @@ class World:
                 held = Turns.read(await self.operator.read(TURNS)).semaphore.holders
                 machine = next((each for each in self._up if each.name in held), machine)
         has_job = machine.state().deploying
-        await self._let_die(machine)
+        await self.let_die(machine)
         self._note("deaths while deploying" if has_job else "deaths")
 
     async def _revive(self) -> None:
         down = [machine for machine in self.machines if not machine.is_up]
         if down:
-            await self._bring_back(self.draw.choice(down))
+            await self.bring_back(self.draw.choice(down))
 
-    async def _bring_back(self, machine: Machine) -> None:
+    async def bring_back(self, machine: Machine) -> None:
         if not machine.is_up:
             for death in self.facts.deaths:
                 if death.host == machine.name and death.back_at is None:
@@ -382,29 +406,33 @@ class World:
 
     async def _rebooted(self, machine: Machine) -> None:
         try:
-            await machine.reboots.take("updater")
+            await machine.reboots.take(UPDATER)
         except (EngineError, SlotRefusedError):
             self._note("refused reboots")
         else:
             self._note("reboots")
             if machine.is_up:
-                await self._let_die(machine)
+                await self.let_die(machine)
             await asyncio.sleep(self.draw.uniform(0.1, 0.6))
-            await self._bring_back(machine)
+            await self.bring_back(machine)
         while True:  # it may have the slot although it got no answer
             with suppress(EngineError):
                 if machine.is_up:
-                    await machine.reboots.give_back("updater")
+                    await machine.reboots.give_back(UPDATER)
                     return
             await asyncio.sleep(0.1)
 
-    async def _let_die(self, machine: Machine) -> None:
+    async def let_die(self, machine: Machine) -> None:
         await machine.die()
         death = Death(machine.name, machine.link.life, self.recorder.newest)
         self.facts.deaths.append(death)
 
     async def _own_deploy(self) -> None:
-        self.draw.choice(self.machines).deploy_locally()
+        """Let a machine deploy by itself; that fails now and then."""
+        machine = self.draw.choice(self.machines)
+        if self.draw.random() < 0.5:
+            self.bad.add((machine.name, OWN))
+        machine.deploy_locally()
 
     async def _enable(self) -> None:
         for machine in self.machines:
