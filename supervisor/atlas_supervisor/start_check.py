@@ -21,7 +21,7 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.config.describe import as_text
 from atlas_supervisor.config.settings import FIELD_OF_KEY
 from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.fleet.access import make_engine
+from atlas_supervisor.fleet.access import check_access
 from atlas_supervisor.store import state_folder
 from atlas_supervisor.store.migrations import refuse_newer
 from atlas_supervisor.system.files import open_regular
@@ -97,7 +97,7 @@ def _faults(settings: Settings) -> Iterator[str]:
     checks: tuple[Callable[[Settings], object], ...] = (
         _state_folder,
         _api,
-        _fleet,
+        check_access,
         _log,
         _database,
     )
@@ -133,10 +133,6 @@ def _api(settings: Settings) -> None:
             )
     if not missing:
         api_options(settings)
-
-
-def _fleet(settings: Settings) -> None:
-    make_engine(settings)
 
 
 def _log(settings: Settings) -> None:

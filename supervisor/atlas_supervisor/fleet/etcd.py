@@ -78,8 +78,11 @@ def _password(file: Path) -> str:
         raise EngineError(f"FLEET_ETCD_PASSWORD_FILE: {file} can't be used: {reason}") from None
     if fault is not None:
         raise EngineError(f"FLEET_ETCD_PASSWORD_FILE: {file} {fault}")
-    keep_secret([text.strip()])
-    return text.strip()
+    password = text.strip()
+    if not password or not password.isprintable():
+        raise EngineError(f"FLEET_ETCD_PASSWORD_FILE: {file} must have one line, the password")
+    keep_secret([password])
+    return password
 
 
 class EtcdEngine:
