@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import (
     WARM,
     caller,
+    fresh,
     public_version,
     releases,
     scripted_daemon,
+    until_fleet,
     until_phase,
 )
 
@@ -46,29 +47,8 @@ def settings(etcd: Cluster, tmp_path: Path) -> dict[str, Setting]:
     }
 
 
-async def fleet(daemon: DaemonProcess) -> dict[str, Any]:
-    answer = await daemon.request("GET", "/fleet")
-    assert answer.status == 200, answer
-    view: dict[str, Any] = answer.json
-    return view
-
-
-async def until(
-    daemon: DaemonProcess, condition: Callable[[dict[str, Any]], Any], *, within: float = 30.0
-) -> dict[str, Any]:
-    """Wait until the fleet is so, and return it."""
-    view: dict[str, Any] = {}
-    try:
-        async with asyncio.timeout(within):
-            while not condition(view := await fleet(daemon)):  # noqa: ASYNC110  # no event
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"not within {within} s: {json.dumps(view, indent=1)}") from None
-    return view
-
-
 def is_present(view: dict[str, Any]) -> bool:
-    return any(host["fresh"] for host in view["hosts"])
+    return bool(fresh(view))
 
 
 def has_ended(view: dict[str, Any]) -> bool:
@@ -101,13 +81,13 @@ async def test_a_kill_reaches_processes_and_holds_without_etcd_over_a_killed_dae
     etcd: Cluster, settings: dict[str, Setting], tmp_path: Path
 ) -> None:
     async with scripted_daemon(tmp_path, settings) as daemon, caller(daemon) as process:
-        await until(daemon, is_present)
+        await until_fleet(daemon, is_present)
         await process.until("keys 1", "1")
         answer = await daemon.request("POST", "/fleet/kill", json={"feature": "web"})
         assert answer.status == 200, answer
         assert answer.json["kills"]["features"] == ["web"]
         await process.until("keys 1", "0")
-        await until(daemon, lambda view: view["kills"]["acknowledged"] == 1)
+        await until_fleet(daemon, lambda view: view["kills"]["acknowledged"] == 1)
         etcd.members[0].suspend()
         try:
             await daemon.kill()
@@ -125,7 +105,7 @@ async def test_a_kill_reaches_processes_and_holds_without_etcd_over_a_killed_dae
             assert await process.send("keys", 1) == "0"
         finally:
             etcd.members[0].resume()
-        await until(daemon, is_present)
+        await until_fleet(daemon, is_present)
         assert (await daemon.request("POST", "/fleet/reset")).status == 200
         await process.until("keys 1", "1")
 
@@ -137,10 +117,10 @@ async def test_without_etcd_deploys_rollbacks_and_local_kills_work_and_the_outag
     etcd: Cluster, settings: dict[str, Setting], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     async with scripted_daemon(tmp_path, settings) as daemon:
-        await until(daemon, is_present)
+        await until_fleet(daemon, is_present)
         etcd.members[0].stop(signal.SIGKILL)
         request.addfinalizer(etcd.start)
-        view = await until(daemon, lambda view: not view["engine"]["connected"])
+        view = await until_fleet(daemon, lambda view: not view["engine"]["connected"])
         assert view["engine"]["since_ts"]
         assert view["hosts"][0]["fresh"] is None
         assert (await daemon.deploy("v2")).json["result"] == "switched"
@@ -153,7 +133,7 @@ async def test_without_etcd_deploys_rollbacks_and_local_kills_work_and_the_outag
         etcd.start()
         logged = ("fleet_engine_away", "fleet_engine_back")
         await eventually(lambda: "fleet_engine_back" in events(daemon, *logged), within=20)
-        await until(daemon, is_present)
+        await until_fleet(daemon, is_present)
         assert events(daemon, *logged) == [*logged]
 
 
@@ -161,9 +141,9 @@ async def test_a_rollout_deploys_by_the_hosts_own_gates_and_goes_back(
     settings: dict[str, Setting], tmp_path: Path
 ) -> None:
     async with scripted_daemon(tmp_path, settings) as daemon:
-        await until(daemon, is_present)
+        await until_fleet(daemon, is_present)
         await roll_out(daemon, "v2")
-        view = await until(daemon, has_ended)
+        view = await until_fleet(daemon, has_ended)
         assert view["rollout"]["state"] == "passed"
         assert await public_version(daemon) == "v2"
         (host,) = view["hosts"]
@@ -173,7 +153,7 @@ async def test_a_rollout_deploys_by_the_hosts_own_gates_and_goes_back(
         assert view["semaphore"]["holders"] == []
 
         assert (await daemon.request("POST", "/fleet/rollout/rollback")).status == 200
-        view = await until(daemon, lambda view: view["rollout"]["undoes"] and has_ended(view))
+        view = await until_fleet(daemon, lambda view: view["rollout"]["undoes"] and has_ended(view))
         assert view["rollout"]["state"] == "passed"
         assert await public_version(daemon) == "v1"
 
@@ -184,9 +164,9 @@ async def test_a_release_that_fails_its_gates_halts_the_rollout_with_its_reason(
     behaviour = tmp_path / "releases" / "v3" / "behaviour.json"
     behaviour.write_text(json.dumps({"health": 500}))
     async with scripted_daemon(tmp_path, settings) as daemon:
-        await until(daemon, is_present)
+        await until_fleet(daemon, is_present)
         await roll_out(daemon, "v3")
-        view = await until(daemon, has_ended)
+        view = await until_fleet(daemon, has_ended)
         assert view["rollout"]["state"] == "halted"
         assert view["rollout"]["halt"]["host"] == "web1"
         assert view["rollout"]["halt"]["reason"].startswith("health: ")
@@ -203,16 +183,16 @@ async def test_a_reload_and_a_killed_daemon_go_on_with_the_rollouts_deploy(
 ) -> None:
     guarded: dict[str, Setting] = {**settings, "GUARD_SECONDS": 5}
     async with scripted_daemon(tmp_path, guarded) as daemon:
-        await until(daemon, is_present)
+        await until_fleet(daemon, is_present)
         assert (await daemon.request("POST", "/fleet/kill", json={"feature": None})).status == 200
         await roll_out(daemon, "v2")
         await until_phase(daemon, "guard", within=20)
         assert (await daemon.request("POST", "/supervisor/reload")).status == 202
         await daemon.stop_clients()
-        await until(daemon, is_present)
+        await until_fleet(daemon, is_present)
         await daemon.kill()
         await daemon.start()
-        view = await until(daemon, has_ended)
+        view = await until_fleet(daemon, has_ended)
         assert view["rollout"]["state"] == "passed"
         history = (await daemon.request("GET", "/deploy/history")).json["deploys"]
         assert [each["deploy_id"] for each in history] == [view["hosts"][0]["part"]["deploy_id"]]
@@ -227,11 +207,11 @@ async def test_a_second_host_with_a_name_takes_no_part_and_says_so(
     (tmp_path / "first").mkdir()
     (tmp_path / "second").mkdir()
     async with scripted_daemon(tmp_path / "first", settings) as first:
-        await until(first, is_present)
+        await until_fleet(first, is_present)
         async with scripted_daemon(tmp_path / "second", settings) as second:
-            view = await until(second, lambda view: view["has_double"])
+            view = await until_fleet(second, lambda view: view["has_double"])
             assert [each["code"] for each in view["suggestions"]] == ["host_not_unique"]
             await roll_out(second, "v2")
-            view = await until(first, has_ended)
+            view = await until_fleet(first, has_ended)
             assert not view["has_double"]
             assert [await public_version(each) for each in (first, second)] == ["v2", "v1"]
