@@ -50,7 +50,7 @@ SILENT_SECONDS = 15.0
 """After this much silence, half more or less, the store is asked for changes."""
 GRACE_SECONDS = 1.0
 """How long a change that the store knows of may take to be delivered."""
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
 
 class _CompactedError(EngineError):

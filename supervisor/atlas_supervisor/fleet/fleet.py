@@ -46,9 +46,10 @@ _LOOK_SECONDS = 1.0
 """Between two looks at this machine's own state, and the age of an answer that is given again."""
 _ANSWER_SECONDS = 2.0
 """How long a look at the fleet waits for the engine."""
-_GLANCE_SECONDS, _GLANCE_SECONDS_PER_HOST = 10.0, 0.1
-"""Between two looks at the whole fleet if no one asks: a thousand hosts read it ten times a second
-in all."""
+_GLANCE_SECONDS, _GLANCE_SECONDS_PER_HOST = 10.0, 0.5
+"""Between two looks at the whole fleet if no one asks: a thousand hosts read it twice a second in
+all. Each such answer has a megabyte, and costs etcd as much as a hundred reads of the kill switch.
+"""
 _AFTER_BUG_SECONDS = 10.0
 
 
