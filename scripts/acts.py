@@ -72,6 +72,7 @@ class Acts:
     load: Load
     done: list[Act] = field(default_factory=list)
     doing: str | None = None
+    ended_early: bool = False
 
     async def act(self, what: str, does: Awaitable[tuple[str, bool]]) -> None:
         """Perform one act; note its outcome and its effect on the clients."""
@@ -95,13 +96,15 @@ class Acts:
 
     @property
     def passed(self) -> bool:
-        return self.lost == 0 and all(act.right for act in self.done)
+        return self.lost == 0 and not self.ended_early and all(act.right for act in self.done)
 
     def conclusion(self, good: str) -> str:
         """Summarise the table in a sentence, that ends with `good` if all went well."""
         lost = f"{self.lost:,} of {self.load.report.sent:,} requests were lost"
         if self.passed:
             return f"{lost}, and {good}"
+        if self.ended_early:
+            return f"{lost}; it was ended early."
         return f"{lost}; every act in red failed." if self.lost == 0 else f"{lost}."
 
 
@@ -159,13 +162,14 @@ async def perform(
     playing = asyncio.ensure_future(play)
     with growing(console, acts):
         await _first_of(playing, ended)
+    acts.ended_early = playing.cancelled()
     if hints is not None and not ended.is_set():
         console.print(hints(), highlight=False, soft_wrap=True)
         await ended.wait()
     report = await acts.load.stop()
     if report.losses:
         console.print(report.describe(), highlight=False, markup=False, soft_wrap=True)
-    return 0 if acts.passed and not playing.cancelled() else 1
+    return 0 if acts.passed else 1
 
 
 async def _first_of(acts: asyncio.Future[None], ended: asyncio.Event) -> None:

@@ -76,7 +76,10 @@ class Member:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                (*self.wrapper, PROGRAM, *self.arguments, *arguments), stdout=log, stderr=log
+                (*self.wrapper, PROGRAM, *self.arguments, *arguments),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C in a terminal is for the program that runs it
             )
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:

@@ -60,7 +60,10 @@ async def haproxy(folder: Path, configuration: str) -> AsyncIterator[HAProxy]:
     assert b"WARNING" not in complaints, complaints.decode()
     with (folder / "log").open("wb") as output:
         served = await asyncio.create_subprocess_exec(
-            *(PROGRAM, "-db", "-f", str(file)), stdout=output, stderr=output
+            *(PROGRAM, "-db", "-f", str(file)),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C in a terminal is for the program that runs it
         )
     try:
         async with asyncio.timeout(10):

@@ -1,12 +1,15 @@
-"""docs/fleet.md as it stands: certificates, three members of etcd, users, a backup."""
+"""docs/fleet.md as it stands: etcd with certificates and users, the commands, a reboot."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +18,9 @@ from atlas_supervisor.fleet.documents import KILL
 from atlas_supervisor.fleet.engine import Put
 from atlas_supervisor.fleet.etcd import engine_of
 from tests import etcd
-from tests.harness import free_ports, missing
-from tests.integration.support import bash
+from tests.harness import DaemonProcess, Setting, free_ports, missing, write_release
+from tests.integration.support import bash, scripted_daemon
+from tests.unit.supervisor.cli.support import call_client
 
 PAGE = (Path(__file__).parents[2] / "docs/fleet.md").read_text()
 NEEDED = missing("etcd", "etcdctl", "openssl")
@@ -99,3 +103,52 @@ async def test_the_tutorials_etcd_has_tls_and_users_survives_a_member_and_is_bac
         exported = re.sub(r"^etcdctl .*\n|ETCDCTL_USER=\S+", "", backup, flags=re.MULTILINE)
         status, printed = await bash(f"{exported}\n{other}", tmp_path, **secrets)
         assert "permission denied" in printed
+
+
+@pytest.mark.skipif(etcd.PROGRAM is None, reason=etcd.MISSING)
+async def test_the_tutorials_commands_roll_out_halt_kill_and_reboot(tmp_path: Path) -> None:
+    for version, health in (("1.0", 200), ("1.1", 200), ("1.2", 500)):
+        behaviour = {"behaviour.json": json.dumps({"health": health})}
+        write_release(tmp_path / "releases" / version, version, behaviour)
+    [port] = free_ports(1)
+    with etcd.cluster(tmp_path / "etcd") as cluster:
+        settings: dict[str, Setting] = {
+            "RELEASES_DIR": tmp_path / "releases",
+            "WORKER_DIRECTORY": tmp_path / "releases/1.0",
+            "FLEET_ETCD_ENDPOINTS": cluster.endpoints[0],
+            "FLEET_HOST": "a",
+            "FLEETLOCK_PORT": port,
+        }
+        async with scripted_daemon(tmp_path / "a", settings) as daemon:
+            resume, rollback, abort = block("fleet resume").splitlines()
+            await run(daemon, "atlasctl fleet status")
+            for command, version in ((block("fleet rollout 1.1"), "1.1"), (rollback, "1.0")):
+                await run(daemon, command)
+                await until(daemon, lambda fleet: fleet["rollout"]["state"] == "passed")
+                assert (await daemon.status())["version"] == version
+            await run(daemon, block("fleet rollout 1.2"))
+            await until(daemon, lambda fleet: fleet["rollout"]["state"] == "halted")
+            await run(daemon, f"atlasctl mode bluegreen\n{resume}")
+            await until(daemon, lambda fleet: fleet["rollout"]["state"] == "halted")
+            await run(daemon, abort)
+            await run(daemon, block("fleet kill"))
+            for operation, holders in (("pre-reboot", 1), ("steady-state", 0)):
+                script = block(f"/v1/{operation}").replace(":8796/", f":{port}/")
+                status, printed = await bash(script, tmp_path)
+                assert status == 0, printed
+                await until(daemon, lambda fleet: len(fleet["semaphore"]["holders"]) == holders)  # noqa: B023
+
+
+async def run(daemon: DaemonProcess, script: str) -> None:
+    """Run the client's commands on a machine, one after the other."""
+    for line in script.splitlines():
+        program, *words = shlex.split(line)
+        done = await call_client(*words, env={"ATLAS_ENV_FILE": str(daemon.env_file)})
+        assert (program, done.code) == ("atlasctl", 0), f"{line}\n{done.out}{done.err}"
+
+
+async def until(daemon: DaemonProcess, holds: Callable[[Any], bool]) -> None:
+    """Wait until this holds of the fleet."""
+    async with asyncio.timeout(30):
+        while not holds((await daemon.request("GET", "/fleet")).json):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)

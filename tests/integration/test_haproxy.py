@@ -38,3 +38,12 @@ async def by_hand(demo: fleet_demonstration.Demo) -> None:
     assert len(commands) == 3
     script = "\n".join(commands).replace("/run/haproxy/admin.sock", f'"{demo.proxy.socket}"')
     assert await bash(script, demo.proxy.socket.parent) == (0, "\n\n\n")
+
+
+def test_the_demo_names_the_package_of_a_program_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(etcd, "PROGRAM", None)
+    assert "apt-get install etcd-server\n" in fleet_demonstration.missing()
+    monkeypatch.setattr(haproxy, "PROGRAM", None)
+    assert "apt-get install etcd-server haproxy\n" in fleet_demonstration.missing()
