@@ -27,6 +27,8 @@ import structlog
 
 from atlas_supervisor.errors import DEPLOY_IN_PROGRESS, STOPPING, RefusedError
 from atlas_supervisor.fleet.documents import (
+    HOSTS,
+    RESULTS,
     TURNS,
     Direction,
     Holder,
@@ -216,7 +218,8 @@ class Agent:
         ended, is_unanswered = now(), False
         while True:
             try:
-                situation = Situation.read(await self._engine.read(*ALL), holder.rollout_id)
+                snapshot = await self._engine.read(TURNS, RESULTS, HOSTS)
+                situation = Situation.read(snapshot, holder.rollout_id)
                 writes = give_back(situation, self._host, holder, outcome, ended)
                 if writes is None and not is_unanswered:
                     log.warning("fleet_slot_lost", generation=holder.generation)

@@ -127,8 +127,7 @@ class Rollout(Document):
     undoes: str | None = None
     """The rollout whose hosts go back, if this one goes back."""
     excused: tuple[str, ...] = ()
-    """Hosts whose failed last deploy stops no other host: they are tried again, before all others,
-    or their failure is why the rollout goes back."""
+    """Hosts whose last deploy failed before, which stops no other host: they are tried first."""
 
 
 class HostState(StrEnum):

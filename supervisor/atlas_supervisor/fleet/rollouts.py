@@ -133,8 +133,8 @@ class Rollouts:
                 if result.state is HostState.FAILED
             ]
             again, later = failed[:_WRITES_AT_ONCE], failed[_WRITES_AT_ONCE:]
-            tried = {*again, *rollout.excused, *_that_failed_by_themselves(situation, rollout)}
-            excused = tuple(sorted(host for host in tried if not situation.has_passed(host)))
+            left = [host for host in rollout.excused if not situation.has_passed(host)]
+            excused = tuple(sorted({*left, *filter(situation.failed_last, situation.members)}))
             removed = [Delete(result_key(rollout.rollout_id, host)) for host in again]
             if later:
                 changed, writes = _with(rollout, excused=excused)
@@ -297,12 +297,3 @@ def _not_possible(action: str, state: str) -> RefusedError:
 def _with(rollout: Rollout, **changes: object) -> tuple[Rollout, Writes]:
     changed = rollout.model_copy(update=changes)
     return changed, (Put(ROLLOUT, changed.written()),)
-
-
-def _that_failed_by_themselves(situation: Situation, rollout: Rollout) -> list[str]:
-    """Return the hosts that have not begun, and whose last deploy failed all the same."""
-    return [
-        host
-        for host in rollout.order
-        if host not in situation.results and situation.last_deploy_failed(host)
-    ]

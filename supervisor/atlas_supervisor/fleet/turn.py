@@ -9,9 +9,9 @@ slot. With f free slots, the first f waiting hosts of the order may take one eac
     and the host itself can deploy now.
 
 Excused hosts are those whose last deploy had failed when the rollout began or was resumed. They are
-tried before all others, and until they have passed the others wait; otherwise one failed deploy
-would stop every later rollout, the one that mends it too. A rollout that goes back asks for no
-passed deploys at all, because a failed one is the reason for it.
+tried before all others of their wave, which wait until they have passed; otherwise one failed
+deploy would stop every later rollout, the one that mends it too. A rollout that goes back asks for
+no passed deploys at all, because a failed one is the reason for it.
 
 A slot is taken in one commit on the condition that `turns/` is as it was. Results change in such
 commits only, so what was read of them still holds then. All here is pure; `agent` does it.
@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Self
 
 from atlas_supervisor.fleet import semaphore as slots
@@ -59,6 +59,12 @@ OPEN = frozenset({RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.HALTED
 """States of a rollout that has not ended."""
 
 
+@lru_cache(maxsize=8)
+def _rollout(value: bytes) -> Rollout:
+    """Parse a rollout; one of a thousand hosts stays the same while slots change hands."""
+    return Rollout.read(ROLLOUT, value)
+
+
 @dataclass(frozen=True)
 class Turns:
     """The two documents that decide whose turn it is, and what a commit's conditions name."""
@@ -72,7 +78,7 @@ class Turns:
         """Read them. Raises UnreadableDocumentError."""
         rollout, semaphore = snapshot.value(ROLLOUT), snapshot.value(SEMAPHORE)
         return cls(
-            rollout=None if rollout is None else Rollout.read(ROLLOUT, rollout),
+            rollout=None if rollout is None else _rollout(rollout),
             semaphore=Semaphore() if semaphore is None else Semaphore.read(SEMAPHORE, semaphore),
             conditions=(
                 Unchanged(ROLLOUT, snapshot.revision_of(ROLLOUT)),
@@ -165,19 +171,30 @@ class Situation:
 
     @cached_property
     def waiting(self) -> list[str]:
-        """The hosts that may take a slot next, in their order; excused ones alone, if there are."""
+        """The hosts that may take a slot next, in their order; those to be tried alone, if any."""
         rollout = self.turns.rollout
-        if rollout is None:
-            return []
         waiting = [
             host
-            for host in rollout.order
+            for host in (rollout.order if rollout else ())
             if host in self.members
             and host not in self.results
             and host not in self.turns.semaphore.holders
         ]
-        tried = [host for host in rollout.excused if not self.has_passed(host)]
+        tried = set(self.tried)
         return [host for host in waiting if host in tried] if tried else waiting
+
+    @cached_property
+    def tried(self) -> list[str]:
+        """The excused hosts of the present wave and those before it that have not passed yet."""
+        rollout = self.turns.rollout
+        if rollout is None:
+            return []
+        left = {host for host in rollout.excused if not self.has_passed(host)}
+        place = next(
+            (place for place, host in enumerate(rollout.order) if not self.has_passed(host)), 0
+        )
+        end = next(end for end in rollout.wave_ends if end > place)
+        return [host for host in rollout.order[:end] if host in left]
 
 
 @dataclass(frozen=True)
@@ -245,8 +262,8 @@ def _reasons(
     """Yield why a host can't take a slot, or None, from one thing after the other."""
     yield reason_to_stay(rollout, host, situation)
     yield reason_to_wait(situation.turns, host)
-    yield _reason_by_order(situation, rollout, host)
     yield _reason_by_others(situation, rollout, host)
+    yield _reason_by_order(situation, rollout, host)
     yield _reason_by_itself(rollout, local)
 
 
@@ -306,8 +323,7 @@ def _reason_by_order(situation: Situation, rollout: Rollout, host: str) -> str |
         if not situation.has_passed(before):
             return f"waits for its wave: host {before} of an earlier one has not passed"
     if host not in situation.waiting:
-        tried = next(each for each in rollout.excused if not situation.has_passed(each))
-        return f"waits for host {tried}: its last deploy failed, so it is tried first"
+        return f"waits for host {situation.tried[0]}: it failed, and is tried first"
     ahead = situation.waiting[: situation.waiting.index(host)]
     if len(ahead) >= slots.free_slots(situation.turns.semaphore):
         return f"waits for its turn: host {ahead[0]}{_and_more(len(ahead) - 1)} comes first"
@@ -315,19 +331,18 @@ def _reason_by_order(situation: Situation, rollout: Rollout, host: str) -> str |
 
 
 def _reason_by_others(situation: Situation, rollout: Rollout, host: str) -> str | None:
-    others = sorted(situation.members - {host})
-    silent = [each for each in others if each not in situation.presences]
+    others = situation.members - {host}
+    silent = sorted(others - situation.presences.keys())
     if silent:
         return f"waits for host {silent[0]}{_and_more(len(silent) - 1)}: no sign of life"
     if rollout.direction is Direction.BACK:
         return None
-    failed = [
-        each
-        for each in others
-        if situation.last_deploy_failed(each) and each not in rollout.excused
-    ]
+    failed = sorted(filter(situation.last_deploy_failed, others.difference(rollout.excused)))
     if failed:
-        return f"waits for host {failed[0]}{_and_more(len(failed) - 1)}: its last deploy failed"
+        return (
+            f"waits for host {failed[0]}{_and_more(len(failed) - 1)}: its last deploy failed; "
+            "deploy on it, or pause and resume the rollout"
+        )
     return None
 
 

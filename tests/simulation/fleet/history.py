@@ -334,7 +334,8 @@ class Checker:
         start = max((end for end in rollout.wave_ends if end < wave), default=0)
         if missing := set(rollout.order[:start]) - done:
             self._say(f"{host} took a slot before {sorted(missing)} of an earlier wave passed")
-        tried = set(rollout.excused) - done & set(rollout.order)
+        open_waves = [end for end in rollout.wave_ends if set(rollout.order[:end]) - done]
+        tried = set(rollout.excused) & set(rollout.order[: min(open_waves)]) - done
         queue = [
             each
             for each in rollout.order

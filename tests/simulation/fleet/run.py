@@ -253,8 +253,7 @@ class World:
                 await self.until_present()
                 await self._until_passed()
         except TimeoutError:
-            reasons = {machine.name: machine.agent.waits_for for machine in self.machines}
-            return f"no rollout passed after all was mended: {reasons}; {self.turns}"
+            return f"no rollout passed after all was mended: {self._reasons}; {self.turns}"
         return None
 
     async def _until_passed(self) -> None:
@@ -274,6 +273,8 @@ class World:
                 elif rollout and rollout.rollout_id == wanted and rollout.ended_ts:
                     if not turns.semaphore.holders:
                         return
+                elif rollout and any("last deploy failed" in each for each in self._reasons):
+                    await rollouts.pause()
                 elif rollout is None or rollout.ended_ts:
                     wanted = (await rollouts.begin("last", by="operator")).rollout_id
             await asyncio.sleep(0.1)
@@ -284,6 +285,10 @@ class World:
     @property
     def _up(self) -> list[Machine]:
         return [machine for machine in self.machines if machine.is_up]
+
+    @property
+    def _reasons(self) -> list[str]:
+        return [machine.agent.waits_for for machine in self.machines]
 
     @property
     def _rollouts(self) -> Rollouts:

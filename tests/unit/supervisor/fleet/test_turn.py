@@ -186,7 +186,7 @@ def test_a_failed_last_deploy_stops_all_others(result: str) -> None:
     failed: Documents = {PRESENT + "c": present_host(last_deploy=last)}
 
     assert reason("a", ABC, failed, rollout_of("a", "b")) == (
-        "waits for host c: its last deploy failed"
+        "waits for host c: its last deploy failed; deploy on it, or pause and resume the rollout"
     )
 
 
@@ -203,10 +203,17 @@ def test_excused_hosts_are_tried_before_all_others() -> None:
 
     assert takers(ABC, failed_on("b", "c"), order, semaphore(3)) == ["b", "c"]
     assert reason("a", ABC, failed_on("b", "c"), order) == (
-        "waits for host b: its last deploy failed, so it is tried first"
+        "waits for host b: it failed, and is tried first"
     )
     passed = results(b=HostState.PASSED, c=HostState.PASSED)
     assert takers(ABC, order, passed) == ["a"]
+
+
+def test_an_excused_host_of_a_later_wave_is_waited_for_in_its_own() -> None:
+    order = rollout_of("a", "b", "c", wave_ends=(1, 3), excused=("c",))
+
+    assert takers(ABC, failed_on("c"), order, semaphore(3)) == ["a"]
+    assert takers(ABC, failed_on("c"), order, semaphore(3), results(a=HostState.PASSED)) == ["c"]
 
 
 def test_a_rollout_that_goes_back_is_not_stopped_by_failed_deploys() -> None:
