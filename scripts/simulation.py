@@ -38,6 +38,7 @@ def _play_all(seeds: range, jobs: int) -> Iterator[Played]:
 
 
 def _play_fleets(seeds: range, jobs: int) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # each etcd is ended, and its folder
     began = time.monotonic()
     counts: Counter[str] = Counter()
     broken = 0
