@@ -188,6 +188,8 @@ class Daemon:
         """Take in what the last daemon left: workers, a hold, a deploy; start what is missing."""
         for background in parts.background():
             tasks.start_soon(background)
+        if parts.fleet is not None:
+            await parts.fleet.catch_up()
         slots.take_in()
         if slots.adopted:
             audit = self._opened.database.audit

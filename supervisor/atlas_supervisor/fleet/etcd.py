@@ -219,7 +219,7 @@ class EtcdEngine:
         return await self._client.ask("/v3/kv/txn", content, several, twice=True)
 
     def _snapshot(self, header: Header, ranges: Sequence[Range]) -> Snapshot:
-        """Return what the ranges have; they may overlap. Raises GarbledAnswerError."""
+        """Return all that the ranges have; they may overlap. Raises GarbledAnswerError."""
         found: dict[bytes, KeyValue] = {kv.key: kv for part in ranges for kv in part.kvs}
         entries = tuple(entry(self._prefix, found[key]) for key in sorted(found))
         return Snapshot(header.revision, entries)

@@ -50,6 +50,7 @@ _GLANCE_SECONDS, _GLANCE_SECONDS_PER_HOST = 10.0, 0.5
 """Between two looks at the whole fleet if no one asks: a thousand hosts read it twice a second in
 all. Each such answer has a megabyte, and costs etcd as much as a hundred reads of the kill switch.
 """
+_CATCH_UP_SECONDS = 1.0
 _AFTER_BUG_SECONDS = 10.0
 
 
@@ -134,6 +135,10 @@ class Fleet:
                         tasks.start_soon(_kept, part)
         finally:
             self._ended.set()
+
+    async def catch_up(self) -> None:
+        """Learn of a kill that was set meanwhile, before workers start; within a second."""
+        await self.kills.catch_up(within=_CATCH_UP_SECONDS)
 
     async def stop(self) -> None:
         """End `run`, and return once it has ended: nothing is reported any more."""

@@ -118,6 +118,11 @@ class KillFollower:
                 log.warning("fleet_watch_ended", why=str(error))
             await anyio.sleep(_jittered(READ_SECONDS))
 
+    async def catch_up(self, *, within: float) -> None:
+        """Learn of a kill that was set while this host was down, if the engine answers in time."""
+        with anyio.move_on_after(within), suppress(EngineError):
+            await self._learn((await self._engine.read(KILL)).value(KILL))
+
     async def _read(self) -> None:
         pause = READ_SECONDS
         while True:

@@ -126,6 +126,25 @@ async def test_a_full_disk_delays_a_kill_and_its_acknowledgement(tmp_path: Path)
         await eventually(lambda: host.acknowledged == [1])
 
 
+async def test_a_host_that_was_down_learns_of_a_kill_at_its_start_or_after_a_moment_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = PlayedEngine()
+    engine.put(KILL, kill(1, "vision").written())
+    host = Host(tmp_path, engine)
+    await host.follower.catch_up(within=1)
+    assert host.acknowledged == [1]
+    engine.is_away = True
+    await host.follower.catch_up(within=1)
+
+    async def hangs(*_prefixes: str) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(engine, "read", hangs)
+    await host.follower.catch_up(within=0.01)
+    assert host.acknowledged == [1]
+
+
 async def test_an_engine_that_is_away_is_asked_at_growing_pauses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
