@@ -92,3 +92,9 @@ async def nothing_is_found(shown: Dashboard) -> None:
         await shown.page.show_as(**screen, scheme=scheme)
         assert await shown.faults() == [], (screen, scheme)
         assert await shown.overhang() == [], screen
+    await shown.page.show_as(**PHONE)
+    await shown.ask("fleet-kill-vision")
+    dialog = "document.querySelector('#confirm-fleet-kill-vision')"
+    assert await shown.page.evaluate(f"{dialog}.scrollWidth <= {dialog}.clientWidth")
+    await shown.page.click("#cancel-fleet-kill-vision")
+    await shown.page.show_as(**DESK)

@@ -161,7 +161,7 @@ def _host(name: str, known: Knowledge, read: _Documents, seen: Sighting | None) 
         serves=_serves(presence) if presence and fresh else fresh,
         daemon_version=presence.daemon_version if presence else None,
         slot=SlotHeld(**_held(holder)) if holder else None,
-        waits_for=presence.waits_for if presence else "",
+        waits_for=presence.waits_for if presence and fresh else "",
         part=HostPart(**result.model_dump()) if result else None,
         kill_epoch=presence.kill_epoch if presence else None,
     )

@@ -81,7 +81,9 @@ class HostView(BaseModel, frozen=True):
     )
     daemon_version: str | None = Field(description="The version of its supervisor.")
     slot: SlotHeld | None = Field(description="The slot that it holds.")
-    waits_for: str = Field(description="Why it takes no slot; empty if it waits for none.")
+    waits_for: str = Field(
+        description="Why it takes no slot; empty if it waits for none, or is lost."
+    )
     part: HostPart | None = Field(description="Its part in the rollout; null before it begins.")
     kill_epoch: int | None = Field(description="The kill switch's epoch that it has applied.")
 
@@ -123,6 +125,9 @@ class RolloutView(BaseModel, frozen=True):
     max_unavailable: int = Field(description="How many hosts may be unavailable at a time.")
     waves: list[WaveView] = Field(description="Its waves, in their order.")
     hosts: HostsByState = Field(description="Its hosts, by state.")
+    excused: list[str] = Field(
+        description="Hosts whose failed last deploy stops no other host: they are tried first."
+    )
     halt: Halt | None = Field(description="The host that halted it, and why.")
     started_ts: datetime = Field(description="When it was begun.")
     started_by: str = Field(description="Who has begun it.")

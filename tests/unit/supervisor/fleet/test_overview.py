@@ -12,6 +12,7 @@ from atlas_supervisor.fleet.documents import (
     PRESENT,
     RESULTS,
     ROLLOUT,
+    Direction,
     Document,
     Halt,
     HostDeploy,
@@ -59,7 +60,7 @@ def codes(view: FleetView) -> list[str]:
 
 
 def test_a_host_without_a_sign_of_life_is_not_fresh_and_shown_as_last_seen() -> None:
-    seen = {"b": Sighting(present_host(version="1.3.1"), START)}
+    seen = {"b": Sighting(present_host(version="1.3.1", waits_for="waits: a slot"), START)}
     view = view_at_a(fleet_of("a", "b", "c", away=("b", "c")), sightings=seen)
 
     assert [(each.name, each.fresh, each.serves) for each in view.hosts] == [
@@ -69,6 +70,7 @@ def test_a_host_without_a_sign_of_life_is_not_fresh_and_shown_as_last_seen() -> 
     ]
     assert (host(view, "b").version, host(view, "b").seen_ts) == ("1.3.1", START)
     assert (host(view, "c").version, host(view, "c").mode) == (None, None)
+    assert host(view, "b").waits_for == ""  # as it was then
     (lost,) = view.suggestions
     assert "b, c" in lost.message
     assert "atlasctl fleet forget b" in lost.action
@@ -96,6 +98,11 @@ def test_while_the_engine_is_away_no_host_is_said_to_be_alive_or_dead() -> None:
     assert [(each.fresh, each.serves) for each in view.hosts] == [(None, None)] * 2
     assert (view.engine.connected, view.engine.since_ts, view.engine.error) == (False, *AWAY)
     assert codes(view) == ["engine_away"]
+
+
+def test_while_the_engine_is_away_its_lack_of_a_kill_is_no_loss() -> None:
+    view = view_at_a({}, outage=AWAY, applied=kill(5, "vision"))
+    assert codes(view) == ["engine_away", "killed"]
 
 
 def test_before_the_engines_first_answer_the_view_is_empty_and_says_why() -> None:
@@ -170,6 +177,8 @@ def test_a_host_whose_last_deploy_failed_is_named_while_a_rollout_runs() -> None
 
     assert codes(view_at_a(documents)) == []
     assert codes(view_at_a(documents | rollout_of("a", "b"))) == ["host_failed"]
+    assert codes(view_at_a(documents | rollout_of("a", "b", excused=("b",)))) == []
+    assert codes(view_at_a(documents | rollout_of("a", direction=Direction.BACK))) == []
 
 
 def test_a_kill_names_the_hosts_that_have_not_acknowledged_it() -> None:
@@ -207,7 +216,7 @@ def test_evidence_is_the_sum_of_all_hosts_and_names_the_outlier() -> None:
     assert (vision.stable.calls, vision.stable.errors) == (3000, 30)
     assert [each.host for each in vision.outliers] == ["b"]
     assert view.suggestions[0].message == (
-        "b fails 15.5% of vision's canary calls, the other hosts 0.8%"
+        "b fails 15.5% of vision's canary calls, the other hosts 0.8%."
     )
 
 
