@@ -12,7 +12,7 @@ an operator asked for. `violations` plays the revisions one after the other and 
     deploying       only with the slot of the deploy's key, or after that slot was broken
     results         deploying, passed and failed as the slots and the machines have it
     rollouts        one at a time, by the transitions that there are; passed only if all hosts are
-    kills           epochs that grow
+    kills           epochs that grow: in etcd, and of what each machine applies and acknowledges
 
 It shares the documents with the program, and none of its decisions.
 """
@@ -123,6 +123,8 @@ class Facts:
     deploys: list[Deploy] = field(default_factory=list)
     deaths: list[Death] = field(default_factory=list)
     breaks: set[tuple[str, int]] = field(default_factory=set)
+    kills: list[tuple[str, KillSwitch]] = field(default_factory=list)
+    """Which kill switch each machine applied, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,7 @@ class Checker:
         self._state: dict[str, bytes] = {}
         self._number = 0
         self._at: dict[int, dict[str, bytes]] = {}
+        self._acknowledged: dict[str, int] = {}
         self._broken: set[tuple[str, int]] = set()
         self._slots: dict[tuple[str, int], tuple[int, int | None]] = {}
         self.found: list[str] = []
@@ -236,6 +239,7 @@ class Checker:
             self._check(before, revision)
         self._at |= dict.fromkeys(wanted, self._state)
         self._check_deploys()
+        self._check_applied_kills()
         return self.found
 
     def _say(self, text: str) -> None:
@@ -253,6 +257,7 @@ class Checker:
         self._check_results(before, revision)
         if KILL in revision.written:
             self._check_kill(before)
+        self._check_acknowledged(revision)
 
     def _authors(self, revision: Revision) -> list[Sent]:
         """Return the commits that the revision may be: a host may send the same one again."""
@@ -445,6 +450,25 @@ class Checker:
         elif old and KillSwitch.read(KILL, new).epoch <= KillSwitch.read(KILL, old).epoch:
             self._say("the kill switch's epoch did not grow")
 
+    def _check_acknowledged(self, revision: Revision) -> None:
+        """Hold the epochs that hosts announce to those they announced, and those there were."""
+        kill = self._state.get(KILL)
+        for key, value in revision.written.items():
+            if not key.startswith(PRESENT) or not (epoch := _kill_epoch(value)):
+                continue
+            if epoch < self._acknowledged.get(key, 0):
+                self._say(f"{key} fell back to the kill switch of epoch {epoch}")
+            if kill is None or epoch > KillSwitch.read(KILL, kill).epoch:
+                self._say(f"{key} announces epoch {epoch}, which was never set")
+            self._acknowledged[key] = epoch
+
+    def _check_applied_kills(self) -> None:
+        applied: dict[str, int] = {}
+        for host, switch in self._facts.kills:
+            if switch.epoch < applied.get(host, 0):
+                self.found.append(f"{host} applied epoch {switch.epoch} after a higher one")
+            applied[host] = switch.epoch
+
     def _check_deploys(self) -> None:
         """Hold each true deploy to the slot that its key names."""
         for deploy in self._facts.deploys:
@@ -486,6 +510,12 @@ def _states(state: dict[str, bytes], prefix: str) -> Iterator[tuple[str, HostSta
     for key, value in state.items():
         if key.startswith(prefix):
             yield key.removeprefix(prefix), HostResult.read(key, value).state
+
+
+def _kill_epoch(value: bytes | None) -> int:
+    with suppress(UnreadableDocumentError):
+        return 0 if value is None else Presence.read(PRESENT, value).kill_epoch
+    return 0
 
 
 def _key(holder: Holder) -> str:

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from atlas_supervisor.errors import DEPLOY_IN_PROGRESS, MODE_IS_SINGLE, UNKNOWN_RELEASE
 from atlas_supervisor.fleet.agent import Agent, Pace
@@ -30,6 +31,7 @@ from atlas_supervisor.fleet.engine import (
     Unchanged,
 )
 from atlas_supervisor.fleet.etcd import EtcdEngine
+from atlas_supervisor.fleet.kill_switch import KillFollower, read_record
 from atlas_supervisor.fleet.local import LocalOutcome, LocalState
 from atlas_supervisor.fleet.reboots import Reboots
 from atlas_supervisor.model.deploy import Mode, Result
@@ -156,8 +158,10 @@ class Machine:
         facts: Facts,
         draw: random.Random,
         newest: Callable[[], int],
+        *,
+        disk: Path,
     ) -> None:
-        self.name = name
+        self.name, self._disk = name, disk
         self.link, self._second_link = links
         self._facts, self._draw, self._newest = facts, draw, newest
         self._jobs: dict[str, _Job] = {}
@@ -172,6 +176,8 @@ class Machine:
         self.gates.set()
         self.fails: Callable[[str], bool] = lambda _release: False
         self.agent = Agent(self.link, self, name, PACE)
+        self.kills: KillFollower
+        self._acknowledged = asyncio.Event()
         self.reboots = Reboots(
             self._second_link, name, deploys=lambda: self._job is not None, drained=_at_once
         )
@@ -217,8 +223,18 @@ class Machine:
 
     async def _live(self) -> None:
         self.agent = Agent(self.link, self, self.name, PACE)
+        record = read_record(self._disk)
+        self.kills = KillFollower(
+            self.link,
+            self,
+            "simulated",
+            state_dir=self._disk,
+            applied=record.switch if record else None,
+            acknowledge=self._acknowledged.set,
+        )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.agent.run())
+            tasks.create_task(self.kills.run())
             tasks.create_task(self._announce())
 
     async def _announce(self) -> None:
@@ -230,8 +246,15 @@ class Machine:
                     presence = self._presence().written()
                     key = PRESENT + self.name
                     await self.link.announce(key, presence, ttl_seconds=LEASE_SECONDS)
-                    await asyncio.sleep(ANNOUNCED_EVERY * self._draw.uniform(0.8, 1.2))
+                    await self._pause()
             await asyncio.sleep(ANNOUNCED_EVERY)
+
+    async def _pause(self) -> None:
+        """Wait until it is time to announce itself again, or a kill is acknowledged."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANNOUNCED_EVERY * self._draw.uniform(0.8, 1.2)):
+                await self._acknowledged.wait()
+        self._acknowledged.clear()
 
     def _presence(self) -> Presence:
         return Presence(
@@ -240,6 +263,7 @@ class Machine:
             mode=self.mode,
             last_deploy=self._last,
             waits_for=self.agent.waits_for,
+            kill_epoch=self.kills.applied.epoch if self.kills.applied else 0,
             sent_ts=now(),
         )
 
@@ -279,7 +303,7 @@ class Machine:
             self._work.cancel()
 
     async def kill(self, switch: KillSwitch) -> None:
-        """Do nothing: canaries have no part in rollouts."""
+        self._facts.kills.append((self.name, switch))
 
     def evidence(self) -> Evidence:
         return Evidence(boot_epoch="1", counted_ts=now())

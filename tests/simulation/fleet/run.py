@@ -24,9 +24,11 @@ from atlas_supervisor.errors import AtlasError, RefusedError
 from atlas_supervisor.fleet import etcd_client, etcd_watch
 from atlas_supervisor.fleet.documents import (
     HOSTS,
+    KILL,
     PRESENT,
     TURNS,
     HostResult,
+    KillSwitch,
     RolloutState,
 )
 from atlas_supervisor.fleet.engine import Delete, EngineError, Put
@@ -42,6 +44,7 @@ from tests.simulation.fleet.machine import MISSING, OWN, Link, Machine
 
 ETCD = ("--heartbeat-interval=50", "--election-timeout=250")
 """So that a lease may last a second only."""
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 UPDATER = "updater"
 """The FleetLock client of each machine."""
 CHAOS_SECONDS = 12.0
@@ -84,9 +87,8 @@ def quick() -> Iterator[None]:
 @contextmanager
 def quick_etcd() -> Iterator[Cluster]:
     """Run an etcd of one member, in a folder in memory."""
-    memory = Path("/dev/shm")
     client, peer = (f"http://127.0.0.1:{port}" for port in free_ports(2))
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         etcd = Cluster([member(Path(folder), "m0", client, peer, arguments=ETCD)])
         try:
             etcd.start()
@@ -165,7 +167,15 @@ class World:
 
     async def add(self, name: str, stack: AsyncExitStack) -> None:
         link, second = await self.link(name, stack), await self.link(name, stack)
-        machine = Machine(name, (link, second), self.facts, self.draw, lambda: self.recorder.newest)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY))
+        machine = Machine(
+            name,
+            (link, second),
+            self.facts,
+            self.draw,
+            lambda: self.recorder.newest,
+            disk=Path(folder),
+        )
         machine.fails = lambda release: (name, release) in self.bad
         self.machines.append(machine)
         machine.start()
@@ -221,6 +231,7 @@ class World:
             (1, self._crash_etcd),
             (2, self._compact),
             (3, self._reboot),
+            (3, self._kill_feature),
             (4, self._own_deploy),
             (3, self._enable),
             (1, self._forget),
@@ -252,8 +263,10 @@ class World:
             async with asyncio.timeout(CALM_SECONDS):
                 await self.until_present()
                 await self._until_passed()
+                await self.until(self._is_killed_everywhere)
         except TimeoutError:
-            return f"no rollout passed after all was mended: {self._reasons}; {self.turns}"
+            what = "all was mended, and no rollout passed, or a kill is not everywhere"
+            return f"{what}: {self._reasons}; {self.turns}"
         return None
 
     async def _until_passed(self) -> None:
@@ -285,6 +298,12 @@ class World:
     @property
     def _up(self) -> list[Machine]:
         return [machine for machine in self.machines if machine.is_up]
+
+    def _is_killed_everywhere(self) -> bool:
+        kill = self.recorder.state.get(KILL)
+        wanted = KillSwitch.read(KILL, kill.value).epoch if kill else 0
+        applied = [each.kills.applied for each in self.machines]
+        return all((switch.epoch if switch else 0) == wanted for switch in applied)
 
     @property
     def _reasons(self) -> list[str]:
@@ -402,6 +421,16 @@ class World:
             wanted = {"revision": str(self.recorder.newest)}
             await asyncio.to_thread(self.etcd.post, "/v3/kv/compaction", wanted)
             self._note("compactions")
+
+    async def _kill_feature(self) -> None:
+        """Kill a feature, or end all kills, by a machine that is up."""
+        if self._up:
+            kills = self.draw.choice(self._up).kills
+            if self.draw.random() < 0.7:
+                await kills.kill(self.draw.choice(("vision", "speech", None)), by="operator")
+            else:
+                await kills.reset(by="operator")
+            self._note("kills")
 
     async def _reboot(self) -> None:
         """Let a machine reboot as FleetLock has it."""

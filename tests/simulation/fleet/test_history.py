@@ -255,6 +255,17 @@ def a_kill_taken_back(story: Story) -> None:
         story.write(OPERATOR, **{KILL: KillSwitch(epoch=epoch, set_ts=AT, set_by="uid:0")})
 
 
+def acknowledged_and_forgotten(story: Story) -> None:
+    story.write(OPERATOR, **{KILL: KillSwitch(epoch=2, set_ts=AT, set_by="uid:0")})
+    for epoch in (2, 1, 3):
+        story.write("a", **{PRESENT + "a": replace_in(present(), kill_epoch=epoch)})
+
+
+def an_old_kill_applied(story: Story) -> None:
+    for epoch in (2, 1):
+        story.facts.kills.append(("a", KillSwitch(epoch=epoch, set_ts=AT, set_by="uid:0")))
+
+
 def written_by_an_unknown_client(story: Story) -> None:
     story.take("a")
     story.facts.sent.pop()
@@ -284,6 +295,9 @@ def written_by_an_unknown_client(story: Story) -> None:
         (another_rollout, "rollout other began while run was running"),
         (resumed_after_an_abort, "the rollout went from aborted to running"),
         (a_kill_taken_back, "the kill switch's epoch did not grow"),
+        (acknowledged_and_forgotten, "present/a fell back to the kill switch of epoch 1"),
+        (acknowledged_and_forgotten, "present/a announces epoch 3, which was never set"),
+        (an_old_kill_applied, "a applied epoch 1 after a higher one"),
         (written_by_an_unknown_client, "a semaphore that no client sent"),
     ],
 )
