@@ -50,6 +50,8 @@ REQUEST_SECONDS = 3.0
 _IMPATIENT_SECONDS = 1.0
 """The same, if it may be asked of another member too."""
 _CONNECT_SECONDS = 2.0
+_IDLE_SECONDS = 60.0
+"""How long a connection is kept for the next request."""
 ANSWER_LIMIT = 32 << 20
 """Bytes of one answer, or of one message of a stream: some 30,000 documents."""
 _OLD_TOKEN = ("revision of auth store is old", "user name is empty")
@@ -160,7 +162,9 @@ class EtcdClient:
         """Read the certificates; connect to nothing yet. Raises EngineError."""
         context = self._tls.context() if self._tls is not None else True
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=context, socket_factory=_kept_alive),
+            connector=aiohttp.TCPConnector(
+                limit=0, ssl=context, socket_factory=_kept_alive, keepalive_timeout=_IDLE_SECONDS
+            ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -153,6 +154,12 @@ class _Line(Message, Generic[M]):
     error: Fault | None = None
 
 
+@cache
+def _line_of(kind: type[M]) -> type[_Line[M]]:
+    """Return the model of a line, which pydantic takes milliseconds to make, and does not keep."""
+    return _Line[kind]  # type: ignore[valid-type]
+
+
 def parsed(kind: type[M], content: bytes) -> M:
     """Return an answer of this kind. Raises GarbledAnswerError."""
     try:
@@ -163,7 +170,7 @@ def parsed(kind: type[M], content: bytes) -> M:
 
 def parsed_line(kind: type[M], content: bytes) -> M:
     """Return a message of a stream. Raises EngineError: what the line says, or that it is none."""
-    line = parsed(_Line[kind], content)  # type: ignore[valid-type]
+    line: _Line[M] = parsed(_line_of(kind), content)
     if line.error is not None:
         raise refusal(line.error)
     if line.result is None:
