@@ -25,6 +25,7 @@ SEE = {
     "audit": "audit.md",
     "canary": "canary-in-code.md",
     "deploy": "how-to/ci-pipeline.md",
+    "fleet": "fleet.md",
     "health": "health.md",
     "hold": "how-to/hold-requests.md",
     "init": "how-to/first-deploy.md",

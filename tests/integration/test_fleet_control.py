@@ -121,8 +121,8 @@ async def without_etcd(daemon: DaemonProcess) -> None:
     assert killed.code == 1
     assert "atlasctl canary set vision 0" in killed.err
     assert (await fleet(daemon, "rollout", "r1")).code == 1
-    exposed = (await daemon.request("GET", "/metrics")).json
-    assert f'atlas_fleet_engine_connected{{fleet="{found["fleet"]}"}} 0.0' in exposed
+    gauge = f'atlas_fleet_engine_connected{{fleet="{found["fleet"]}"}} 0.0'
+    assert gauge in (await daemon.request("GET", "/metrics")).json
     switched_off = await call_client("canary", "set", "vision", "0", "--env-file", daemon.env_file)
     assert switched_off.code == 0, switched_off
     assert (await daemon.deploy("r1")).status == 200
