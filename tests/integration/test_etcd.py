@@ -54,6 +54,14 @@ def keys(changes: Changes) -> dict[str, bytes]:
     return {entry.key: entry.value for entry in changes.entries}
 
 
+async def opened(changes: AsyncIterator[Changes], by: EtcdEngine) -> Changes:
+    """Return the snapshot that a watch begins with, once its stream delivers changes."""
+    first = await next_of(changes)
+    await by.commit([], Put("k", b"0"))
+    assert keys(await next_of(changes)) == {"k": b"0"}
+    return first
+
+
 async def test_a_commit_is_done_only_if_every_key_is_as_it_was_read(one: etcd.Cluster) -> None:
     async with engine_on(one) as engine:
         made = await engine.commit(
@@ -114,8 +122,7 @@ async def test_a_watch_begins_with_all_entries_and_yields_each_commit_as_one_cha
 async def test_a_watch_goes_on_from_its_revision_after_etcd_was_restarted(tmp_path: Path) -> None:
     with etcd.cluster(tmp_path) as cluster:
         async with engine_on(cluster) as engine, aclosing(engine.watch("k")) as changes:
-            await engine.commit([], Put("k", b"0"))
-            await next_of(changes)
+            await opened(changes, engine)
             cluster.members[0].stop()
             waiting = asyncio.ensure_future(next_of(changes))
             await eventually(lambda: engine.outage)
@@ -139,7 +146,7 @@ async def test_a_watch_begins_anew_if_the_store_is_behind_it(tmp_path: Path) -> 
         async with engine_on(cluster) as engine, aclosing(engine.watch("")) as changes:
             for number in range(5):
                 await engine.commit([], Put(f"k{number}", b""))
-            assert (await next_of(changes)).revision == 6
+            assert (await opened(changes, engine)).revision == 6
             waiting = asyncio.ensure_future(next_of(changes))
             cluster.members[0].stop()
             shutil.rmtree(cluster.members[0].folder / "data")
@@ -168,8 +175,8 @@ async def gate_to(one: etcd.Cluster) -> AsyncIterator[tuple[fakes.Gate, EtcdEngi
 @pytest.mark.fault("Fleet", "etcd's history compacted meanwhile", "a watch begins anew")
 async def test_a_watch_begins_anew_if_what_it_missed_was_compacted(one: etcd.Cluster) -> None:
     async with gate_to(one) as (gate, engine, direct), aclosing(engine.watch("")) as changes:
-        await direct.commit([], Put("gone", b""), Put("k", b"0"))
-        assert len((await next_of(changes)).entries) == 2
+        await direct.commit([], Put("gone", b""))
+        assert keys(await opened(changes, direct)) == {"gone": b""}
         await gate.cut()
         waiting = asyncio.ensure_future(next_of(changes))
         await eventually(lambda: engine.outage)
@@ -181,20 +188,19 @@ async def test_a_watch_begins_anew_if_what_it_missed_was_compacted(one: etcd.Clu
         assert (anew.anew, keys(anew)) == (True, {"k": b"2"})
 
 
-@pytest.mark.parametrize("change", [Put("k", b"1"), Delete("k")])
+@pytest.mark.parametrize(("change", "is_anew"), [(Put("k", b"1"), False), (Delete("k"), True)])
 @pytest.mark.fault("Fleet", "a watch is silent about changes", "its connection is given up")
 async def test_a_watch_that_is_silent_about_a_change_is_noticed(
-    one: etcd.Cluster, change: Put | Delete, monkeypatch: pytest.MonkeyPatch
+    one: etcd.Cluster, change: Put | Delete, is_anew: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(etcd_watch, "SILENT_SECONDS", 0.2)
     monkeypatch.setattr(etcd_watch, "GRACE_SECONDS", 0.2)
     async with gate_to(one) as (gate, engine, direct), aclosing(engine.watch("k")) as changes:
-        await direct.commit([], Put("k", b"0"))
-        await next_of(changes)
+        await opened(changes, direct)
         gate.hold(b"/v3/watch")
         revision = await direct.commit([], change)
         late = await next_of(changes)
-        assert (late.revision, late.anew) == (revision, False)
+        assert (late.revision, late.anew) == (revision, is_anew)
 
 
 @pytest.mark.fault("Fleet", "etcd hangs (SIGSTOP)", "requests end in time, the watch goes on")
@@ -203,7 +209,7 @@ async def test_requests_to_an_etcd_that_hangs_end_in_time(
 ) -> None:
     monkeypatch.setattr(etcd_client, "REQUEST_SECONDS", 0.5)
     async with engine_on(one) as engine, aclosing(engine.watch("k")) as changes:
-        await next_of(changes)
+        await opened(changes, engine)
         one.members[0].suspend()
         try:
             for _ in range(2):

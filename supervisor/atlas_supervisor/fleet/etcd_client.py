@@ -217,7 +217,8 @@ class EtcdClient:
             async with asyncio.timeout(REQUEST_SECONDS):
                 response = await self._send(endpoint, path, content, await self._known(endpoint))
                 if response.status != HTTPStatus.OK:
-                    raise refusal(await _fault(response))
+                    async with response:
+                        raise refusal(await _fault(response))
         except TimeoutError:
             self._leave(endpoint)
             raise EngineUnavailableError(f"{endpoint}: did not answer") from None

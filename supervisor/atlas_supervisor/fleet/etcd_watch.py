@@ -53,8 +53,8 @@ GRACE_SECONDS = 1.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
 
-class _CompactedError(EngineError):
-    """The history since the last change is gone."""
+class _BeginAnewError(EngineError):
+    """What changed since the last change can't be had from the history."""
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Watch:
                     async for changes in stream:
                         pause = _SHORTEST_PAUSE
                         yield changes
-            except _CompactedError:
+            except _BeginAnewError:
                 self._place = None
             except EngineError:
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
@@ -145,9 +145,11 @@ class Watch:
         if not now.kvs and now.count == place.keys:
             return None
         message = await stream.message(Watched, within=GRACE_SECONDS)
-        if message is None:
+        if message is not None:
+            return message
+        if now.kvs:
             raise EngineUnavailableError("a watch was silent about a change")
-        return message
+        raise _BeginAnewError("a watch was silent about a key that is gone")
 
     async def _newer_than(self, place: _Place) -> HeadedRange:
         """Ask how many keys there are, and for one that is newer than the place."""
@@ -159,7 +161,7 @@ class Watch:
     def _take(self, place: _Place, message: Watched) -> Changes | None:
         """Move the place on; return the changes, None if the message has none."""
         if message.compact_revision:
-            raise _CompactedError
+            raise _BeginAnewError
         if message.canceled:
             raise EngineUnavailableError(f"a watch was cancelled: {message.cancel_reason}")
         if message.header.cluster_id != place.header.cluster_id:
