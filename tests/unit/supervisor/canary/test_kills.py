@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from atlas_supervisor.canary.evidence import Evidence
+from atlas_supervisor.canary.stats.decision import Conclusion, EvidenceKind
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.canary import Kills
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
+from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.store.statements import StoreError
 from tests.unit.supervisor.canary.support import OPERATOR, Canaries, running
 
@@ -77,7 +80,7 @@ async def test_the_end_of_a_kill_brings_back_share_and_ramp_with_evidence_anew(
         assert ("fleet_kill", "lifted", None) in await canaries.audited()
 
 
-async def test_calls_that_end_during_a_kill_decide_nothing(
+async def test_neither_earlier_evidence_nor_calls_that_end_during_a_kill_decide_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch, **RAMP, **FLEET) as canaries:
@@ -87,8 +90,14 @@ async def test_calls_that_end_during_a_kill_decide_nothing(
         process.calls(500, canary=False)
         await canaries.service.kill(kills(1, "vision"))
         await canaries.look(after=30)
-        assert canaries.policy.features["vision"].stage == "ramping"
         assert canaries.feature().judgement.verdict == "inconclusive"
+        reached = Conclusion(
+            Verdict.FAIL, EvidenceKind.ERRORS, "its errors were more before the kill"
+        )
+        monkeypatch.setattr(Evidence, "conclusion", lambda *_args, **_kwargs: reached)
+        await canaries.look(after=30)
+        assert canaries.policy.features["vision"].stage == "ramping"
+        assert canaries.policy.features["web"].stage == "rolled_back"
 
 
 async def test_a_killed_feature_can_only_be_set_to_nothing(

@@ -72,6 +72,18 @@ async def test_a_kill_is_on_the_disk_and_in_force_before_it_is_acknowledged(tmp_
     assert (record.fleet, record.switch.features) == ("default", ("vision", "unknown_here"))
 
 
+async def test_a_kill_is_learned_by_the_watch_before_the_next_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kill_switch, "READ_SECONDS", 3600)
+    engine = PlayedEngine()
+    async with following(Host(tmp_path, engine)) as host:
+        engine.put(KILL, kill(1, "vision").written())
+        await eventually(lambda: host.acknowledged == [1])
+        engine.put(KILL, kill(2, "web").written())
+        await eventually(lambda: host.acknowledged == [1, 2])
+
+
 async def test_a_kill_is_learned_while_the_watch_is_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
