@@ -27,7 +27,7 @@ from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.deploy.recovery import SPLIT_PHASES
 from atlas_supervisor.deploy.switch import split_of
 from atlas_supervisor.fleet.access import opened_engine
-from atlas_supervisor.fleet.neighbours import Neighbours, listening
+from atlas_supervisor.fleet.neighbours import Listeners, Neighbours, listening
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.status import DaemonView, Start
@@ -96,7 +96,7 @@ class Daemon:
         async with AsyncExitStack() as stack:
             options = api_options(self._settings)
             bound = await stack.enter_async_context(bind(options, self._passed))
-            listeners = stack.enter_context(listening(self._settings))
+            listeners = stack.enter_context(listening(self._settings, self._passed))
             engine = await stack.enter_async_context(opened_engine(self._settings))
             self._store = SocketStore(
                 self._settings.state_dir,
@@ -165,6 +165,7 @@ class Daemon:
                     requests=requests,
                     options=options,
                     bound=bound,
+                    listeners=listeners,
                 )
                 tasks.cancel_scope.cancel()
 
@@ -220,13 +221,14 @@ class Daemon:
         requests: Requests,
         options: ApiOptions,
         bound: Bound,
+        listeners: Listeners,
     ) -> None:
         """Serve the API until it is time to stop; clients wait in the queue during a reload."""
         reloads = Reloads(
             settings=self._settings,
             program=self._program,
             daemon=partial(self._view, slots),
-            descriptors=partial(self._descriptors, bound.sockets),
+            descriptors=partial(self._descriptors, {**bound.sockets, **listeners}),
             runs=parts.runs,
             slots=slots,
             plane=self._plane,
@@ -262,9 +264,9 @@ class Daemon:
         audit = self._opened.database.audit
         await audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
 
-    def _descriptors(self, control: Mapping[str, socket]) -> dict[str, int]:
+    def _descriptors(self, listeners: Mapping[str, socket]) -> dict[str, int]:
         """Return the descriptors that the next program gets at a reload, by name."""
-        sockets = {**control, **self._plane.sockets()}
+        sockets = {**listeners, **self._plane.sockets()}
         return {LOCK: self._lock, **{name: sock.fileno() for name, sock in sockets.items()}}
 
     def _view(self, slots: Slots) -> DaemonView:

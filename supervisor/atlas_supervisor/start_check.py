@@ -60,11 +60,13 @@ def refused(faults: Sequence[str]) -> CheckReport:
 
 
 def shown(settings: Settings) -> dict[str, str]:
-    """Return the values on which both daemons must agree, and the API's address."""
+    """Return the values on which both daemons must agree, and the addresses that are bound anew."""
     values = {key: as_text(getattr(settings, FIELD_OF_KEY[key])) for key in FIXED}
     return values | {
         "CONTROL_HOST": str(settings.control_host),
         "CONTROL_PORT": str(settings.control_port),
+        "FLEET_AGENT_PORT": str(settings.fleet_agent_port),
+        "FLEETLOCK_PORT": str(settings.fleetlock_port),
         "WORKER_COMMAND": settings.socket_passing.value,
         "RELAY_PROXY_PROTOCOL": as_text(settings.relay_proxy_protocol),
     }

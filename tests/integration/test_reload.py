@@ -124,10 +124,11 @@ async def test_worker_settings_wait_for_a_deploy_and_other_settings_apply_at_onc
 ) -> None:
     async with scripted_daemon(tmp_path, worker_env={"COLOUR": "blue"}) as daemon:
         (tmp_path / "worker.env").write_text("COLOUR=green\n")
-        (port,) = free_ports(1)
+        port, agent = free_ports(2)
         before = daemon.control_port
+        ports = {"CONTROL_PORT": port, "FLEET_AGENT_PORT": agent}
 
-        status = await reload(daemon, CONTROL_PORT=port, AUTO_SWITCH_ON_HEALTH="false")
+        status = await reload(daemon, **ports, AUTO_SWITCH_ON_HEALTH="false")
 
         assert (await daemon.request_tcp("GET", "/livez")).status == 200
         with pytest.raises(aiohttp.ClientConnectorError):
@@ -140,6 +141,9 @@ async def test_worker_settings_wait_for_a_deploy_and_other_settings_apply_at_onc
 
         status = await reload(daemon, CHANNEL="beta")  # a waiting deploy is no reason against it
 
+        reader, writer = await asyncio.open_connection("127.0.0.1", agent)
+        assert await reader.read() == b"up ready 100%\n"
+        writer.close()
         assert status["channel"] == "beta"
         assert status["daemon"]["settings_pending"]
         assert status["deploy_in_progress"]

@@ -5,48 +5,56 @@ Agent checks need no fleet: one machine behind HAProxy has a use for them too. F
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from socket import socket
 
 import anyio
 
 from atlas_supervisor.config import Settings
+from atlas_supervisor.config.settings import FIELD_OF_KEY
 from atlas_supervisor.fleet.agent_check import AgentCheck
 from atlas_supervisor.fleet.engine import Engine
 from atlas_supervisor.fleet.fleetlock import FleetLock
 from atlas_supervisor.fleet.listening import bind
 from atlas_supervisor.fleet.reboots import Reboots
+from atlas_supervisor.system.passed_sockets import PassedSockets
+
+AGENT_CHECK, FLEETLOCK = "agent-check", "fleetlock"
+"""The names under which the next daemon gets their sockets at a reload."""
+
+Listeners = Mapping[str, socket]
+"""Their sockets by these names; one whose port is off is missing."""
 
 
-@dataclass(frozen=True)
-class Listeners:
-    """Their sockets; None where a port is off."""
-
-    agent_check: socket | None
-    fleetlock: socket | None
-
-
-@contextmanager
-def listening(settings: Settings) -> Iterator[Listeners]:
-    """Bind them, and close them at the end. Raises StartRefusedError.
+def neighbours(settings: Settings) -> tuple[tuple[str, str, str], ...]:
+    """Return the name of each socket, the key of its port, and its host.
 
     HAProxy may be on another machine: it asks at the address to which it sends requests.
     """
-    wanted = (
-        ("FLEET_AGENT_PORT", str(settings.public_host), settings.fleet_agent_port),
-        ("FLEETLOCK_PORT", "127.0.0.1", settings.fleetlock_port),
+    return (
+        (AGENT_CHECK, "FLEET_AGENT_PORT", str(settings.public_host)),
+        (FLEETLOCK, "FLEETLOCK_PORT", "127.0.0.1"),
     )
-    made: list[socket | None] = []
-    try:
-        for key, host, port in wanted:
-            made.append(bind(key, host, port) if port else None)
-        yield Listeners(*made)
-    finally:
-        for each in made:
-            if each is not None:
-                each.close()
+
+
+@contextmanager
+def listening(settings: Settings, passed: PassedSockets) -> Iterator[Listeners]:
+    """Bind the ports, if they were not passed, and close them at the end.
+
+    Raises StartRefusedError.
+    """
+    with ExitStack() as stack:
+        made = {}
+        for name, key, host in neighbours(settings):
+            port: int = getattr(settings, FIELD_OF_KEY[key])
+            sock = passed.take(name)
+            if sock is not None and sock.getsockname()[:2] != (host, port):
+                sock.close()
+                sock = None
+            if port:
+                made[name] = stack.enter_context(sock or bind(key, host, port))
+        yield made
 
 
 class Neighbours:
@@ -69,7 +77,7 @@ class Neighbours:
         self._reboots: Reboots | None = None
         self._fleetlock: FleetLock | None = None
         self._agent_check = AgentCheck(
-            listeners.agent_check,
+            listeners.get(AGENT_CHECK),
             serves=serves,
             ramps=ramps,
             reboots=lambda: self._reboots is not None and self._reboots.held,
@@ -78,8 +86,8 @@ class Neighbours:
             self._reboots = Reboots(
                 engine, host, deploys=deploys, drained=self._agent_check.drained
             )
-            if listeners.fleetlock is not None:
-                self._fleetlock = FleetLock(listeners.fleetlock, self._reboots)
+            if FLEETLOCK in listeners:
+                self._fleetlock = FleetLock(listeners[FLEETLOCK], self._reboots)
 
     async def run(self) -> None:
         """Answer until cancelled."""
