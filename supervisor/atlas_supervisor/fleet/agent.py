@@ -38,12 +38,10 @@ from atlas_supervisor.fleet.documents import (
 from atlas_supervisor.fleet.engine import Changes, Engine, EngineError, Entry, Snapshot
 from atlas_supervisor.fleet.local import LocalOutcome, LocalSupervisor
 from atlas_supervisor.fleet.semaphore import free_slots
+from atlas_supervisor.fleet.situation import ALL, Situation, Turns
 from atlas_supervisor.fleet.turn import (
-    ALL,
     OPEN,
-    Situation,
     Take,
-    Turns,
     Use,
     Wait,
     decide,

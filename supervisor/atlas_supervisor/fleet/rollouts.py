@@ -45,13 +45,11 @@ from atlas_supervisor.fleet.documents import (
     UnreadableDocumentError,
 )
 from atlas_supervisor.fleet.engine import Delete, Engine, EngineError, Put
+from atlas_supervisor.fleet.situation import ALL, Situation, result_key
 from atlas_supervisor.fleet.turn import (
-    ALL,
     OPEN,
-    Situation,
     Writes,
     halted,
-    result_key,
 )
 from atlas_supervisor.fleet.waves import DEFAULT_WAVES, wave_ends
 from atlas_supervisor.system.clock import now

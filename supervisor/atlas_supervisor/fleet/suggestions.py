@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from atlas_supervisor.fleet.documents import Direction, RolloutState
-from atlas_supervisor.fleet.turn import FAILURES
+from atlas_supervisor.fleet.situation import FAILURES
 from atlas_supervisor.fleet.view import FleetView, KillsView, RolloutView
 from atlas_supervisor.model.status import Suggestion
 

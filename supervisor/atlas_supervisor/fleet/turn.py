@@ -19,182 +19,32 @@ commits only, so what was read of them still holds then. All here is pure; `agen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property, lru_cache
-from typing import Self
 
 from atlas_supervisor.fleet import semaphore as slots
 from atlas_supervisor.fleet.documents import (
-    HOSTS,
-    PRESENT,
-    RESULTS,
     ROLLOUT,
     SEMAPHORE,
-    TURNS,
     Direction,
     Halt,
     Holder,
     HostResult,
     HostState,
-    Presence,
     Purpose,
     Rollout,
     RolloutState,
-    Semaphore,
 )
-from atlas_supervisor.fleet.engine import Delete, Put, Snapshot, Unchanged
+from atlas_supervisor.fleet.engine import Delete, Put
 from atlas_supervisor.fleet.local import LocalOutcome, LocalState
-from atlas_supervisor.model.deploy import Mode, Result
+from atlas_supervisor.fleet.situation import Situation, Turns, result_key
+from atlas_supervisor.model.deploy import Mode
 
 Writes = tuple[Put | Delete, ...]
 
-ALL = (TURNS, RESULTS, HOSTS, PRESENT)
-"""The prefixes of all that a turn depends on."""
-
-FAILURES = frozenset({Result.FAILED, Result.ROLLED_BACK})
-"""Results of a host's last deploy that stop all other hosts."""
 OPEN = frozenset({RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.HALTED})
 """States of a rollout that has not ended."""
-
-
-@lru_cache(maxsize=8)
-def _rollout(value: bytes) -> Rollout:
-    """Parse a rollout; one of a thousand hosts stays the same while slots change hands."""
-    return Rollout.read(ROLLOUT, value)
-
-
-@dataclass(frozen=True)
-class Turns:
-    """The two documents that decide whose turn it is, and what a commit's conditions name."""
-
-    rollout: Rollout | None
-    semaphore: Semaphore
-    conditions: tuple[Unchanged, Unchanged]
-
-    @classmethod
-    def read(cls, snapshot: Snapshot) -> Self:
-        """Read them. Raises UnreadableDocumentError."""
-        rollout, semaphore = snapshot.value(ROLLOUT), snapshot.value(SEMAPHORE)
-        return cls(
-            rollout=None if rollout is None else _rollout(rollout),
-            semaphore=Semaphore() if semaphore is None else Semaphore.read(SEMAPHORE, semaphore),
-            conditions=(
-                Unchanged(ROLLOUT, snapshot.revision_of(ROLLOUT)),
-                Unchanged(SEMAPHORE, snapshot.revision_of(SEMAPHORE)),
-            ),
-        )
-
-    def slot_of(self, host: str) -> Holder | None:
-        """Return the slot that a host holds for a deploy."""
-        holder = self.semaphore.holders.get(host)
-        return holder if holder and holder.purpose is Purpose.DEPLOY else None
-
-    def lets_begin(self, holder: Holder) -> bool:
-        """Return whether a deploy that was not begun yet may begin with this slot."""
-        rollout = self.rollout
-        return (
-            rollout is not None
-            and rollout.rollout_id == holder.rollout_id
-            and rollout.state is RolloutState.RUNNING
-        )
-
-    def gives_up(self, holder: Holder) -> bool:
-        """Return whether a deploy that has not switched yet is to be given up."""
-        rollout = self.rollout
-        return (
-            rollout is None
-            or rollout.rollout_id != holder.rollout_id
-            or rollout.state is RolloutState.ABORTED
-        )
-
-
-@dataclass(frozen=True)
-class Situation:
-    """All that a turn depends on, as of one revision."""
-
-    turns: Turns
-    results: Mapping[str, HostResult]
-    """By host, of the present rollout, or of the slot that is given back."""
-    members: frozenset[str]
-    presences: Mapping[str, Presence]
-
-    @classmethod
-    def read(cls, snapshot: Snapshot, rollout_id: str | None = None) -> Self:
-        """Read it from all that is under `ALL`; the results are by default the present rollout's.
-
-        Raises UnreadableDocumentError.
-        """
-        turns = Turns.read(snapshot)
-        if rollout_id is None and turns.rollout is not None:
-            rollout_id = turns.rollout.rollout_id
-        results = result_key(rollout_id or "", "")
-        return cls(
-            turns=turns,
-            results={
-                entry.key.removeprefix(results): HostResult.read(entry.key, entry.value)
-                for entry in snapshot.entries
-                if entry.key.startswith(results)
-            },
-            members=frozenset(
-                entry.key.removeprefix(HOSTS)
-                for entry in snapshot.entries
-                if entry.key.startswith(HOSTS)
-            ),
-            presences={
-                entry.key.removeprefix(PRESENT): Presence.read(entry.key, entry.value)
-                for entry in snapshot.entries
-                if entry.key.startswith(PRESENT)
-            },
-        )
-
-    def has_passed(self, host: str) -> bool:
-        """Return whether nothing has to be waited for of a host: it passed, or was forgotten."""
-        result = self.results.get(host)
-        return host not in self.members or (result is not None and result.state is HostState.PASSED)
-
-    def last_deploy_failed(self, host: str) -> bool:
-        """Return whether a host that shows signs of life has a failed last deploy."""
-        presence = self.presences.get(host)
-        last = presence.last_deploy if presence else None
-        return last is not None and last.result in FAILURES
-
-    def failed_last(self, host: str) -> bool:
-        """Return whether the last that a host did failed: its deploy, or its part in a rollout.
-
-        The result is known at once, and the host may not have announced its deploy yet.
-        """
-        result = self.results.get(host)
-        has_failed = result is not None and result.state is HostState.FAILED
-        return has_failed or self.last_deploy_failed(host)
-
-    @cached_property
-    def waiting(self) -> list[str]:
-        """The hosts that may take a slot next, in their order; those to be tried alone, if any."""
-        rollout = self.turns.rollout
-        waiting = [
-            host
-            for host in (rollout.order if rollout else ())
-            if host in self.members
-            and host not in self.results
-            and host not in self.turns.semaphore.holders
-        ]
-        tried = set(self.tried)
-        return [host for host in waiting if host in tried] if tried else waiting
-
-    @cached_property
-    def tried(self) -> list[str]:
-        """The excused hosts of the present wave and those before it that have not passed yet."""
-        rollout = self.turns.rollout
-        if rollout is None:
-            return []
-        left = {host for host in rollout.excused if not self.has_passed(host)}
-        place = next(
-            (place for place, host in enumerate(rollout.order) if not self.has_passed(host)), 0
-        )
-        end = next(end for end in rollout.wave_ends if end > place)
-        return [host for host in rollout.order[:end] if host in left]
 
 
 @dataclass(frozen=True)
@@ -236,8 +86,8 @@ def decide(
         return Use(holder)
     if rollout is None or rollout.state not in OPEN:
         return Wait()
-    if rollout.state is not RolloutState.HALTED and _is_through(situation, rollout):
-        return Finish((Put(ROLLOUT, _passed(rollout, now).written()),))
+    if (ended := _ended(rollout, situation, now)) is not rollout:
+        return Finish((Put(ROLLOUT, ended.written()),))
     for reason in _reasons(situation, rollout, host, local):
         if reason is not None:
             return Wait(reason)
@@ -370,8 +220,27 @@ def give_back(
     semaphore = Put(SEMAPHORE, freed.written())
     if outcome is None:
         return (semaphore, Delete(key))
-    before = situation.results.get(host)
-    result = HostResult(
+    result = _result(outcome, holder, situation.results.get(host), now)
+    writes = (semaphore, Put(key, result.written()))
+    rollout = turns.rollout
+    if rollout is None or rollout.rollout_id != holder.rollout_id:
+        return writes
+    if not outcome.passed:
+        changed = halted(rollout, host, outcome.reason, now)
+    else:
+        after = replace(
+            situation,
+            turns=replace(turns, semaphore=freed),
+            results={**situation.results, host: result},
+        )
+        changed = _ended(rollout, after, now)
+    return writes if changed is rollout else (*writes, Put(ROLLOUT, changed.written()))
+
+
+def _result(
+    outcome: LocalOutcome, holder: Holder, before: HostResult | None, now: datetime
+) -> HostResult:
+    return HostResult(
         state=HostState.PASSED if outcome.passed else HostState.FAILED,
         started_ts=before.started_ts if before else holder.since_ts,
         ended_ts=now,
@@ -379,25 +248,17 @@ def give_back(
         version=outcome.version,
         reason=outcome.reason,
     )
-    writes = (semaphore, Put(key, result.written()))
-    rollout = turns.rollout
-    if rollout is None or rollout.rollout_id != holder.rollout_id:
-        return writes
-    after = Situation(
-        turns=Turns(rollout, freed, turns.conditions),
-        results={**situation.results, host: result},
-        members=situation.members,
-        presences=situation.presences,
-    )
-    if not outcome.passed:
-        changed = halted(rollout, host, outcome.reason, now)
-    elif rollout.state in {RolloutState.RUNNING, RolloutState.PAUSED} and _is_through(
-        after, rollout
-    ):
-        changed = _passed(rollout, now)
-    else:
-        changed = rollout
-    return writes if changed is rollout else (*writes, Put(ROLLOUT, changed.written()))
+
+
+def _ended(rollout: Rollout, situation: Situation, now: datetime) -> Rollout:
+    """Return the rollout as passed if nothing is left to do; otherwise the same.
+
+    One that is halted stays so: an operator has to see it.
+    """
+    goes_on = rollout.state in {RolloutState.RUNNING, RolloutState.PAUSED}
+    if goes_on and _is_through(situation, rollout):
+        return rollout.model_copy(update={"state": RolloutState.PASSED, "ended_ts": now})
+    return rollout
 
 
 def halted(rollout: Rollout, host: str, reason: str, now: datetime) -> Rollout:
@@ -408,21 +269,12 @@ def halted(rollout: Rollout, host: str, reason: str, now: datetime) -> Rollout:
     return rollout.model_copy(update={"state": RolloutState.HALTED, "halt": halt})
 
 
-def result_key(rollout_id: str, host: str) -> str:
-    """Return the key of a host's result."""
-    return f"{RESULTS}{rollout_id}/{host}"
-
-
 def _is_through(situation: Situation, rollout: Rollout) -> bool:
     """Return whether all hosts have passed, and no slot is held for the rollout any more."""
     held = situation.turns.semaphore.holders.values()
     return not any(holder.rollout_id == rollout.rollout_id for holder in held) and all(
         situation.has_passed(host) for host in rollout.order
     )
-
-
-def _passed(rollout: Rollout, now: datetime) -> Rollout:
-    return rollout.model_copy(update={"state": RolloutState.PASSED, "ended_ts": now})
 
 
 def _and_more(count: int) -> str:

@@ -36,11 +36,11 @@ from atlas_supervisor.fleet.local import LocalOutcome, LocalState
 from atlas_supervisor.fleet.reboots import Reboots
 from atlas_supervisor.model.deploy import Mode, Result
 from atlas_supervisor.system.clock import now
-from tests.simulation.fleet.history import Deploy, Facts, Sent
+from tests.simulation.fleet.facts import Deploy, Facts, Sent
 
 PACE = Pace(near=0.15, far=0.6)
 ANNOUNCED_EVERY = 0.25
-LEASE_SECONDS = 1.0
+LEASE_SECONDS = 2.0
 PATIENCE = 0.3
 """Seconds after which a request over a cut connection fails."""
 MISSING = "missing"
@@ -171,6 +171,8 @@ class Machine:
         self._versions = ["old"]
         self._last: HostDeploy | None = None
         self.mode = Mode.BLUEGREEN
+        self.changing = asyncio.Lock()
+        """Held while the machine dies or comes back."""
         self.gates = asyncio.Event()
         """While it is not set, a deploy does not reach its switch."""
         self.gates.set()

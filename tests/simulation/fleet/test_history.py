@@ -29,15 +29,8 @@ from atlas_supervisor.fleet.documents import (
     Semaphore,
 )
 from atlas_supervisor.system.clock import now
-from tests.simulation.fleet.history import (
-    OPERATOR,
-    Checker,
-    Death,
-    Deploy,
-    Facts,
-    Revision,
-    Sent,
-)
+from tests.simulation.fleet.facts import OPERATOR, Death, Deploy, Facts, Revision, Sent
+from tests.simulation.fleet.history import Checker
 
 RUN = "run"
 AT = now()

@@ -21,7 +21,8 @@ from atlas_supervisor.model.deploy import Mode
 from tests.etcd import MISSING as NO_ETCD
 from tests.etcd import PROGRAM, Cluster
 from tests.simulation.fleet.machine import MISSING, Machine
-from tests.simulation.fleet.run import World, fleet, play, quick, quick_etcd
+from tests.simulation.fleet.run import play
+from tests.simulation.fleet.world import World, fleet, quick, quick_etcd
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=NO_ETCD)
 

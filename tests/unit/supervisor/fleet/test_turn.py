@@ -27,9 +27,9 @@ from atlas_supervisor.fleet.documents import (
 )
 from atlas_supervisor.fleet.engine import Delete, Put
 from atlas_supervisor.fleet.local import LocalOutcome, LocalState
+from atlas_supervisor.fleet.situation import Situation
 from atlas_supervisor.fleet.turn import (
     Finish,
-    Situation,
     Take,
     Use,
     Wait,
