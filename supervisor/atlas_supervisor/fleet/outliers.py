@@ -1,13 +1,21 @@
 """Hosts whose calls fail more often than those of the other hosts, beyond chance.
 
-Of a feature's arm, host h has e_h errors in n_h calls, all hosts together K in N. If h were like
-the others, e_h would be hypergeometric (N calls, K of them errors, n_h drawn): Fisher's exact test.
-Its tail is bounded by a geometric series, so that a count of millions costs no loop: from the mean
-upwards, each term is at most r times the one before, and r falls.
+Counts are cumulative, and looked at again and again: a test that errs once in a thousand looks
+names some host in the end. So the test here holds over all looks together. Of a feature's arm a
+host has e errors in n calls, the others E in N. Let p be a rate, and B Euler's beta function. The
+calls of one side alone bet against p, at even odds:
 
-It is shown, and decides nothing; each look is a test of its own, so `ALPHA` is small. With many
-calls chance explains little, and hosts are never quite alike: so one is named only if it is worse
-by `MARGIN`, too.
+    bet(e, n) = B(e + 1/2, n - e + 1/2) / (B(1/2, 1/2) * p^e * (1 - p)^(n - e))
+
+If all hosts fail at the rate p, the product of the bets of both sides has the mean 1 at any time,
+however their calls mingle, so that it ever reaches 1/alpha with a probability of at most alpha
+(Ville's inequality). p is unknown: with the p that makes the product least, (e + E) / (n + N), it
+is never too large. ALPHA is divided by the number of hosts and arms.
+
+Rates are taken as equal between hosts at each time and steady over time: where errors rise for all
+hosts at certain hours, one with more calls at those hours may be named. It is shown, and decides
+nothing. With many calls chance explains little, and hosts are never quite alike: so one is named
+only if it is worse by `MARGIN`, too.
 """
 
 from __future__ import annotations
@@ -20,8 +28,8 @@ from pydantic import BaseModel, Field
 
 from atlas_supervisor.fleet.documents import ArmCount, FeatureCount
 
-ALPHA = 0.001
-"""Probability that one look names a host of a feature, if all are alike."""
+ALPHA = 0.01
+"""Probability that a host of a feature is ever named, at any of all looks, if all are alike."""
 MARGIN = 0.02
 """How much higher an error rate is at least, absolute: less is no worse, as for CANARY_MARGIN."""
 
@@ -61,7 +69,7 @@ def _of_arm(counts: Mapping[str, FeatureCount], arm: Arm) -> Iterator[Outlier]:
             continue
         rate = (whole.errors - own.errors) / others
         worse = own.errors / own.calls - rate >= MARGIN
-        if worse and _tail(whole, own) * tests < ALPHA:
+        if worse and _log_evidence(whole, own) >= math.log(tests / ALPHA):
             yield Outlier(
                 host=host, arm=arm, calls=own.calls, errors=own.errors, others_error_rate=rate
             )
@@ -71,18 +79,19 @@ def _of(count: FeatureCount, arm: Arm) -> ArmCount:
     return count.canary if arm == "canary" else count.stable
 
 
-def _tail(whole: ArmCount, own: ArmCount) -> float:
-    """Return a bound of the probability of so many errors or more; `own` is above the mean."""
-    good, k = whole.calls - whole.errors, own.errors
-    first = math.exp(
-        _log_ways(whole.errors, k)
-        + _log_ways(good, own.calls - k)
-        - _log_ways(whole.calls, own.calls)
-    )
-    falls = (whole.errors - k) * (own.calls - k) / ((k + 1) * (good - own.calls + k + 1))
-    return min(1.0, first / (1 - falls)) if falls < 1 else 1.0
+def _log_evidence(whole: ArmCount, own: ArmCount) -> float:
+    """Return the logarithm of the product of both sides' bets."""
+    others = ArmCount(calls=whole.calls - own.calls, errors=whole.errors - own.errors)
+    good = whole.calls - whole.errors
+    likelihood = _x_log_x(whole.errors) + _x_log_x(good) - _x_log_x(whole.calls)
+    return _log_mixture(own) + _log_mixture(others) - likelihood
 
 
-def _log_ways(n: int, k: int) -> float:
-    """Return the logarithm of the number of ways to draw k of n."""
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+def _log_mixture(arm: ArmCount) -> float:
+    """Return the logarithm of the likelihood, averaged over all rates."""
+    errors, good = arm.errors + 0.5, arm.calls - arm.errors + 0.5
+    return math.lgamma(errors) + math.lgamma(good) - math.lgamma(arm.calls + 1) - math.log(math.pi)
+
+
+def _x_log_x(count: int) -> float:
+    return count * math.log(count) if count else 0.0
