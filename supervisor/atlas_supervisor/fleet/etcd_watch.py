@@ -138,8 +138,14 @@ class Watch:
                 seconds = SILENT_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
 
     async def _after_silence(self, stream: Stream, place: _Place) -> Watched | None:
-        """Return the next message if the store has changes; None if it has none."""
-        now = await self._newer_than(place)
+        """Return the next message if the store has changes; None if it has none.
+
+        A stream is kept while the store can't be asked: it may be busy, and the stream works.
+        """
+        try:
+            now = await self._newer_than(place)
+        except EngineError:
+            return None
         if not place.is_in(now.header):
             raise EngineUnavailableError("the store was replaced")
         if not now.kvs and now.count == place.keys:

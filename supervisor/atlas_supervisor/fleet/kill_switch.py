@@ -127,30 +127,37 @@ class KillFollower:
         pause = READ_SECONDS
         while True:
             await anyio.sleep(_jittered(pause))
+            known = self.applied
             try:
                 snapshot = await self._engine.read(KILL)
             except EngineError:  # the engine notes its outage, and `Fleet` logs it
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:
                 pause = READ_SECONDS
-                await self._learn(snapshot.value(KILL))
+                await self._learn(snapshot.value(KILL), since=known)
 
-    async def _learn(self, value: bytes | None) -> None:
-        """Record and apply what stands in the engine, if its epoch is higher."""
+    async def _learn(self, value: bytes | None, *, since: KillSwitch | None = None) -> None:
+        """Record and apply what stands in the engine, if its epoch is higher.
+
+        `since` was in force before the engine was asked. If it is not any more, the answer may be
+        older than what is in force, and a lower epoch means nothing.
+        """
         async with self._learning:
             try:
-                await self._apply(None if value is None else KillSwitch.read(KILL, value))
+                found = None if value is None else KillSwitch.read(KILL, value)
+                await self._apply(found, since)
             except UnreadableDocumentError as error:
                 self._report(str(error))
             except OSError as error:
                 self._report(f"{self._state_dir} can't be written: {error.strerror}")
 
-    async def _apply(self, found: KillSwitch | None) -> None:
+    async def _apply(self, found: KillSwitch | None, since: KillSwitch | None) -> None:
         """Raise OSError if it can't be recorded or published; it is tried again."""
         known = self.applied
         if known is not None and (found is None or found.epoch < known.epoch):
             epoch = "none" if found is None else str(found.epoch)
-            self._report(f"etcd has epoch {epoch}, this host {known.epoch}: etcd lost data")
+            if known is since:
+                self._report(f"etcd has epoch {epoch}, this host {known.epoch}: etcd lost data")
             return
         if found is None or (known is not None and found.epoch == known.epoch):
             self._fault = ""

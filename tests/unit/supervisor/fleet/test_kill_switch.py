@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from atlas_supervisor.fleet import kill_switch
 from atlas_supervisor.fleet.documents import KILL, PRESENT, KillSwitch
-from atlas_supervisor.fleet.engine import EngineError
+from atlas_supervisor.fleet.engine import EngineError, Snapshot
 from atlas_supervisor.fleet.kill_switch import RECORD_FILE, KillFollower, read_record
 from tests.harness import eventually
 from tests.unit.supervisor.fleet.fakes import PlayedEngine, PlayedMachine
@@ -110,6 +110,28 @@ async def test_an_engine_that_lost_data_enables_nothing_and_that_is_logged_once(
     assert host.machine.kills == []
     (line,) = [each for each in logs if each["event"] == "fleet_kill_not_applied"]
     assert f"etcd has epoch {found or 'none'}, this host 7" in line["why"]
+
+
+async def test_an_answer_that_a_watch_has_overtaken_is_not_taken_for_lost_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = PlayedEngine()
+    engine.put(KILL, kill(1, "vision").written())
+    answer = engine.read
+
+    async def overtaken(*prefixes: str) -> Snapshot:
+        snapshot = await answer(*prefixes)
+        if engine.asked == 10:
+            engine.put(KILL, kill(2, "web").written())
+            await eventually(lambda: 2 in host.acknowledged)
+        return snapshot
+
+    monkeypatch.setattr(engine, "read", overtaken)
+    with capture_logs() as logs:
+        async with following(Host(tmp_path, engine)) as host:
+            await eventually(lambda: engine.asked > 20)
+    assert host.acknowledged == [1, 2]
+    assert [each for each in logs if each["event"] == "fleet_kill_not_applied"] == []
 
 
 async def test_a_document_that_can_not_be_read_changes_nothing_and_is_logged_once(
