@@ -240,7 +240,7 @@ class Assembly:
             engine,
             self._settings.host_in_fleet,
             serves=self.queries.ready,
-            ramps=lambda: any(run.record.phase is Phase.RAMP for run in runs),
+            ramps=lambda: any(run.record.phase == Phase.RAMP for run in runs),
             deploys=lambda: runs.current is not None,
         )
 

@@ -53,6 +53,15 @@ async def get(port: int, path: str = "/", host: str = "127.0.0.1") -> tuple[int,
         return answer.status, await answer.json(content_type=None)
 
 
+async def agent_line(port: int) -> bytes:
+    """Return the answer to an agent check of HAProxy."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        return await reader.read()
+    finally:
+        writer.close()
+
+
 async def ask_to_die(port: int) -> None:
     """Ask a worker to end without an answer; an HTTP library would try again by itself."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -17,7 +17,7 @@ from atlas_supervisor.cli.client import DaemonClient
 from atlas_supervisor.cli.endpoint import Endpoint
 from atlas_supervisor.cli.follow import events
 from tests.harness import DaemonProcess, eventually, free_ports
-from tests.integration.support import rows, scripted_daemon, slot, until_phase
+from tests.integration.support import agent_line, rows, scripted_daemon, slot, until_phase
 from tests.loadclient import Load, bundled_worker_mix
 
 REPOSITORY = Path(__file__).parents[2]
@@ -141,9 +141,7 @@ async def test_worker_settings_wait_for_a_deploy_and_other_settings_apply_at_onc
 
         status = await reload(daemon, CHANNEL="beta")  # a waiting deploy is no reason against it
 
-        reader, writer = await asyncio.open_connection("127.0.0.1", agent)
-        assert await reader.read() == b"up ready 100%\n"
-        writer.close()
+        assert await agent_line(agent) == b"up ready 100%\n"
         assert status["channel"] == "beta"
         assert status["daemon"]["settings_pending"]
         assert status["deploy_in_progress"]
