@@ -312,11 +312,11 @@ class Checker:
         """Hold the epochs that hosts announce to those they announced, and those there were."""
         kill = self._state.get(KILL)
         for key, value in revision.written.items():
-            if not key.startswith(PRESENT) or not (epoch := _kill_epoch(value)):
+            if not key.startswith(PRESENT) or (epoch := _kill_epoch(value)) is None:
                 continue
             if epoch < self._acknowledged.get(key, 0):
                 self._say(f"{key} fell back to the kill switch of epoch {epoch}")
-            if kill is None or epoch > KillSwitch.read(KILL, kill).epoch:
+            if epoch > (KillSwitch.read(KILL, kill).epoch if kill else 0):
                 self._say(f"{key} announces epoch {epoch}, which was never set")
             self._acknowledged[key] = epoch
 
@@ -370,10 +370,10 @@ def _states(state: dict[str, bytes], prefix: str) -> Iterator[tuple[str, HostSta
             yield key.removeprefix(prefix), HostResult.read(key, value).state
 
 
-def _kill_epoch(value: bytes | None) -> int:
+def _kill_epoch(value: bytes | None) -> int | None:
     with suppress(UnreadableDocumentError):
-        return 0 if value is None else Presence.read(PRESENT, value).kill_epoch
-    return 0
+        return None if value is None else Presence.read(PRESENT, value).kill_epoch
+    return None
 
 
 def _key(holder: Holder) -> str:

@@ -233,12 +233,12 @@ async def test_a_host_begins_nothing_with_a_slot_of_a_rollout_that_ended_while_i
 
 
 async def test_with_etcd_away_a_deploy_goes_on_and_its_end_is_recorded_later(
-    etcd: Cluster, world: World, rollouts: Rollouts
+    world: World, rollouts: Rollouts
 ) -> None:
     machine(world, "h1").gates.clear()
     await rollouts.begin("r1", by="uid:0")
     await until_holds(world, "h1")
-    world.links[1].cut()
+    machine(world, "h1").link.cut()
     machine(world, "h1").gates.set()
     await world.until(lambda: "engine" in machine(world, "h1").agent.waits_for)
 
@@ -246,8 +246,13 @@ async def test_with_etcd_away_a_deploy_goes_on_and_its_end_is_recorded_later(
     assert machine(world, "h1").agent.waits_for == (
         "deployed, and waits for the fleet's engine: the connection is cut"
     )
-    world.links[1].mend()
+    machine(world, "h1").link.mend()
     await until_state(world, PASSED)
+    world.operator.cut()
+    with pytest.raises(RefusedError) as refused:
+        await rollouts.begin("r2", by="uid:0")
+    assert (refused.value.code, refused.value.status) == ("fleet_unavailable", 503)
+    world.operator.mend()
 
 
 async def test_a_document_that_can_not_be_read_is_named_and_nothing_is_decided_by_it(
@@ -296,6 +301,23 @@ async def test_a_host_whose_deploys_are_disabled_or_busy_takes_no_slot(
     await until_waits(world, "h1", "a deploy of its own is in progress on this host")
     first.gates.set()
     await until_state(world, PASSED)
+
+
+async def test_a_host_whose_own_deploy_came_first_gives_its_slot_back_and_tries_again(
+    world: World, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = machine(world, "h1")
+    idle = first.state()
+    first.gates.clear()
+    first.deploy_locally()
+    monkeypatch.setattr(first, "state", lambda: idle)  # as of the moment before
+    await rollouts.begin("r1", by="uid:0")
+    await world.until(lambda: world.turns.semaphore.generation >= 3)  # taken, and given back
+    monkeypatch.undo()
+    first.gates.set()
+    await until_state(world, PASSED)
+
+    assert deployed(world) == ["h1", "h2", "h3"]
 
 
 async def test_a_host_that_failed_before_the_rollout_is_its_first(
