@@ -77,8 +77,8 @@ class Facts:
     deploys: list[Deploy] = field(default_factory=list)
     deaths: list[Death] = field(default_factory=list)
     breaks: set[tuple[str, int]] = field(default_factory=set)
-    kills: list[tuple[str, KillSwitch]] = field(default_factory=list)
-    """Which kill switch each machine applied, one after the other."""
+    kills: list[tuple[str, KillSwitch | None]] = field(default_factory=list)
+    """Which kill switch each machine had in force: as it came up, and later."""
 
 
 class Recorder:

@@ -74,7 +74,6 @@ class Checker:
         self._state: dict[str, bytes] = {}
         self._number = 0
         self._at: dict[int, dict[str, bytes]] = {}
-        self._acknowledged: dict[str, int] = {}
         self._broken: set[tuple[str, int]] = set()
         self._slots: dict[tuple[str, int], tuple[int, int | None]] = {}
         self.found: list[str] = []
@@ -309,23 +308,21 @@ class Checker:
             self._say("the kill switch's epoch did not grow")
 
     def _check_acknowledged(self, revision: Revision) -> None:
-        """Hold the epochs that hosts announce to those they announced, and those there were."""
+        """Hold the epochs that hosts announce to those that there were."""
         kill = self._state.get(KILL)
         for key, value in revision.written.items():
             if not key.startswith(PRESENT) or (epoch := _kill_epoch(value)) is None:
                 continue
-            if epoch < self._acknowledged.get(key, 0):
-                self._say(f"{key} fell back to the kill switch of epoch {epoch}")
             if epoch > (KillSwitch.read(KILL, kill).epoch if kill else 0):
                 self._say(f"{key} announces epoch {epoch}, which was never set")
-            self._acknowledged[key] = epoch
 
     def _check_applied_kills(self) -> None:
         applied: dict[str, int] = {}
         for host, switch in self._facts.kills:
-            if switch.epoch < applied.get(host, 0):
-                self.found.append(f"{host} applied epoch {switch.epoch} after a higher one")
-            applied[host] = switch.epoch
+            epoch = switch.epoch if switch else 0
+            if epoch < applied.get(host, 0):
+                self.found.append(f"{host} has epoch {epoch} in force after a higher one")
+            applied[host] = epoch
 
     def _check_deploys(self) -> None:
         """Hold each true deploy to the slot that its key names."""

@@ -226,6 +226,7 @@ class Machine:
     async def _live(self) -> None:
         self.agent = Agent(self.link, self, self.name, PACE)
         record = read_record(self._disk)
+        self._facts.kills.append((self.name, record.switch if record else None))
         self.kills = KillFollower(
             self.link,
             self,

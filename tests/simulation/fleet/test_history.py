@@ -248,10 +248,14 @@ def a_kill_taken_back(story: Story) -> None:
         story.write(OPERATOR, **{KILL: KillSwitch(epoch=epoch, set_ts=AT, set_by="uid:0")})
 
 
-def acknowledged_and_forgotten(story: Story) -> None:
+def acknowledged_and_never_set(story: Story) -> None:
     story.write(OPERATOR, **{KILL: KillSwitch(epoch=2, set_ts=AT, set_by="uid:0")})
-    for epoch in (2, 0, 3):
-        story.write("a", **{PRESENT + "a": replace_in(present(), kill_epoch=epoch)})
+    story.write("a", **{PRESENT + "a": replace_in(present(), kill_epoch=3)})
+
+
+def a_kill_forgotten_over_a_restart(story: Story) -> None:
+    for switch in (KillSwitch(epoch=2, set_ts=AT, set_by="uid:0"), None):
+        story.facts.kills.append(("a", switch))
 
 
 def an_old_kill_applied(story: Story) -> None:
@@ -288,9 +292,9 @@ def written_by_an_unknown_client(story: Story) -> None:
         (another_rollout, "rollout other began while run was running"),
         (resumed_after_an_abort, "the rollout went from aborted to running"),
         (a_kill_taken_back, "the kill switch's epoch did not grow"),
-        (acknowledged_and_forgotten, "present/a fell back to the kill switch of epoch 0"),
-        (acknowledged_and_forgotten, "present/a announces epoch 3, which was never set"),
-        (an_old_kill_applied, "a applied epoch 1 after a higher one"),
+        (acknowledged_and_never_set, "present/a announces epoch 3, which was never set"),
+        (an_old_kill_applied, "a has epoch 1 in force after a higher one"),
+        (a_kill_forgotten_over_a_restart, "a has epoch 0 in force after a higher one"),
         (written_by_an_unknown_client, "a semaphore that no client sent"),
     ],
 )
