@@ -175,6 +175,25 @@ async def test_a_release_that_fails_its_gates_halts_the_rollout_with_its_reason(
         assert view["semaphore"]["holders"] == []
 
 
+async def test_an_aborted_rollout_aborts_the_deploy_that_has_not_switched_yet(
+    settings: dict[str, Setting], tmp_path: Path
+) -> None:
+    waiting: dict[str, Setting] = {**settings, "AUTO_SWITCH_ON_HEALTH": "false"}
+    async with scripted_daemon(tmp_path, waiting) as daemon:
+        await until_fleet(daemon, is_present)
+        await roll_out(daemon, "v2")
+        before = await until_phase(daemon, "awaiting_switch", within=20)
+        await daemon.stop()
+        await daemon.start()  # it waits on, and the host goes on with its slot
+        assert (await daemon.request("POST", "/fleet/rollout/abort")).status == 200
+        view = await until_fleet(daemon, lambda view: not view["semaphore"]["holders"])
+        assert view["rollout"]["state"] == "aborted"
+        record = await daemon.ended(before["deploy_id"])
+        assert record["result"] == "aborted"
+        assert record["reason"].endswith("abort requested by fleet")
+        assert await public_version(daemon) == "v1"
+
+
 @pytest.mark.fault(
     "Fleet", "daemon reloaded, then killed in a rollout's guard", "its deploy goes on and counts"
 )
