@@ -23,6 +23,7 @@ from atlas_supervisor.errors import ErrorSpec
 from atlas_supervisor.fleet.documents import UnreadableDocumentError
 from atlas_supervisor.fleet.engine import EngineError
 from atlas_supervisor.fleet.view import FleetView, RolloutAction
+from atlas_supervisor.fleet.waves import DEFAULT_WAVES
 
 _Name = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^/\x00-\x1f\x7f]+$")]
 _MOST_WAVES = 100
@@ -48,7 +49,7 @@ class RolloutBody(BaseModel, extra="forbid"):
         examples=[1],
     )
     waves: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        default=[1, 0.1, 1],
+        default=list(DEFAULT_WAVES),
         min_length=1,
         max_length=_MOST_WAVES,
         description="How many hosts have the release at the end of each wave: a whole number of "

@@ -74,7 +74,10 @@ _follow = click.option(
 @verb
 @click.option("--all", "everything", is_flag=True, help="List every host, however many.")
 async def status(session: Session, everything: bool) -> None:
-    """Show whether the fleet serves, its rollout and what that waits for, and what to do."""
+    """Show who serves, the rollout, and what to do.
+
+    With more than twenty hosts those that need attention are listed.
+    """
     answer = await session.daemon.get("/fleet")
     view = partial(fleet_view, session.screen, everything=everything)
     session.report(answer, view, "fleet", "hosts")
@@ -102,10 +105,10 @@ async def status(session: Session, everything: bool) -> None:
 async def rollout(
     session: Session, release: str, max_unavailable: int, waves: list[float], follow: bool
 ) -> None:
-    """Roll RELEASE out: every host deploys it with its own gates, wave after wave.
+    """Roll RELEASE out over all hosts, wave after wave.
 
-    A host begins only while every other one is alive and its last deploy passed. The first failure
-    halts the rollout everywhere.
+    Every host deploys it with its own gates. A host begins only while every other one is alive and
+    its last deploy passed. The first failure halts the rollout everywhere.
     """
     body = {"release": release, "max_unavailable": max_unavailable, "waves": waves}
     await _change_rollout(session, "/fleet/rollout", body, follow=follow)
@@ -113,27 +116,39 @@ async def rollout(
 
 @verb
 async def pause(session: Session) -> None:
-    """Pause the rollout: no further host begins; those that deploy go on to their end."""
+    """Pause the rollout.
+
+    No further host begins; those that deploy go on to their end.
+    """
     await _change_rollout(session, "/fleet/rollout/pause")
 
 
 @verb
 @_follow
 async def resume(session: Session, follow: bool) -> None:
-    """Resume a rollout that is paused or halted; the host that failed is tried again first."""
+    """Resume a paused or halted rollout.
+
+    The host that failed is tried again, first.
+    """
     await _change_rollout(session, "/fleet/rollout/resume", follow=follow)
 
 
 @verb
 async def abort(session: Session) -> None:
-    """Abort the rollout for good; hosts that have the release keep it."""
+    """Abort the rollout for good.
+
+    Hosts that have the release keep it.
+    """
     await _change_rollout(session, "/fleet/rollout/abort")
 
 
 @verb
 @_follow
 async def rollback(session: Session, follow: bool) -> None:
-    """Take the rollout back: the hosts that have the release go back, by the same rules."""
+    """Take the rollout back.
+
+    The hosts that have the release go back to the version before it, by the same rules.
+    """
     await _change_rollout(session, "/fleet/rollout/rollback", follow=follow)
 
 
@@ -147,9 +162,9 @@ async def rollback(session: Session, follow: bool) -> None:
     help="The generation of its slot, as `atlasctl fleet status` shows it.",
 )
 async def break_slot(session: Session, host: str, generation: int) -> None:
-    """Free the slot of a HOST that died with it, and halt the rollout.
+    """Free the slot of a HOST that died with it.
 
-    Be sure that it is dead: a host that still deploys is then one too many.
+    The rollout halts. Be sure that it is dead: a host that still deploys is then one too many.
     """
     session.parting = "Interrupted. `atlasctl fleet status` shows whether the slot is free."
     answer = await session.daemon.post(
@@ -162,9 +177,10 @@ async def break_slot(session: Session, host: str, generation: int) -> None:
 @verb
 @click.argument("feature", metavar="FEATURE|all", type=FeatureName())
 async def kill(session: Session, feature: str) -> None:
-    """Switch FEATURE, or all of them, off on every host, until a reset.
+    """Switch FEATURE, or all, off on every host.
 
-    It holds without etcd and over restarts. On one machine alone: `atlasctl canary set FEATURE 0`.
+    Only a reset ends it. It holds without etcd and over restarts. On one machine alone: `atlasctl
+    canary set FEATURE 0`.
     """
     session.parting = "Interrupted. `atlasctl fleet status` shows whether it is killed."
     body = {"feature": None if feature == ALL else feature}
@@ -174,7 +190,10 @@ async def kill(session: Session, feature: str) -> None:
 
 @verb
 async def reset(session: Session) -> None:
-    """End all kills: each feature has the share again that its host gives it."""
+    """End all kills.
+
+    Each feature has the share again that its host gives it.
+    """
     session.parting = "Interrupted. `atlasctl fleet status` shows whether the kills are ended."
     answer = await session.daemon.post("/fleet/reset")
     session.report(answer, partial(_killed, session.screen), "kills")
@@ -183,7 +202,10 @@ async def reset(session: Session) -> None:
 @verb
 @click.argument("host", type=HostName())
 async def forget(session: Session, host: str) -> None:
-    """Forget a HOST that is gone for good; while one is missing, no other one begins."""
+    """Forget a HOST that is gone for good.
+
+    While one is missing, no other one begins.
+    """
     answer = await session.daemon.post("/fleet/forget", body={"host": host})
     done = f"{host} is forgotten; if it comes back, it joins again"
     session.report(answer, partial(_done, session.screen, done), "hosts")

@@ -17,20 +17,6 @@ from atlas_supervisor.errors import INVALID_WAVES, RefusedError
 DEFAULT_WAVES: Final[tuple[float, ...]] = (1, 0.1, 1)
 
 
-def parse_waves(text: str) -> tuple[float, ...]:
-    """Return the waves that the command line has as "1,10%,100%". Raises RefusedError.
-
-    A single host as the last wave is refused: the API takes a last 1 for all hosts.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    waves = tuple(_parsed(part) for part in parts)
-    if parts[-1] == "1":
-        raise _refused("the last one has all hosts; write 100% for it")
-    if "100%" in parts[:-1]:
-        raise _refused("only the last one has all hosts")
-    return waves
-
-
 def wave_ends(waves: Sequence[float], hosts: int) -> tuple[int, ...]:
     """Return how many of the hosts are through at the end of each wave. Raises RefusedError."""
     ends: list[int] = []
@@ -57,17 +43,6 @@ def _end(number: int, wave: float, hosts: int) -> int:
     if wave > hosts:
         raise _refused(f"wave {number} has {_hosts(int(wave))}, and the fleet has {hosts}")
     return int(wave)
-
-
-def _parsed(part: str) -> float:
-    digits = part.removesuffix("%")
-    if not (digits.isascii() and digits.isdigit()) or int(digits) < 1:
-        raise _refused(f"{part!r} is neither a number of hosts nor a percentage")
-    if part == digits:
-        return int(digits)
-    if int(digits) > 100:
-        raise _refused(f"{part} is more than all hosts")
-    return int(digits) / 100 if int(digits) < 100 else 1
 
 
 def _hosts(count: int) -> str:

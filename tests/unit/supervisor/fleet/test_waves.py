@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from atlas_supervisor.errors import RefusedError
-from atlas_supervisor.fleet.waves import DEFAULT_WAVES, parse_waves, wave_ends
+from atlas_supervisor.fleet.waves import DEFAULT_WAVES, wave_ends
 
 
 @pytest.mark.parametrize(
@@ -49,22 +49,3 @@ def test_waves_that_do_not_lead_to_all_hosts_are_refused(
         wave_ends(waves, 3)
 
     assert (refused.value.code, refused.value.message) == ("invalid_waves", f"waves: {reason}")
-
-
-def test_the_command_line_has_waves_in_hosts_and_in_percent() -> None:
-    assert parse_waves("1,10%,100%") == DEFAULT_WAVES
-    assert parse_waves(" 2 , 50% ,100% ") == (2, 0.5, 1)
-    assert parse_waves("1,3") == (1, 3)
-
-
-@pytest.mark.parametrize("text", ["", "one", "1,,100%", "0", "0%,100%", "1,101%", "-1", "1.5", "²"])
-def test_waves_that_are_no_numbers_are_refused(text: str) -> None:
-    with pytest.raises(RefusedError, match="waves: "):
-        parse_waves(text)
-
-
-def test_a_single_host_as_the_last_wave_is_not_taken_for_all_hosts() -> None:
-    with pytest.raises(RefusedError, match="write 100% for it"):
-        parse_waves("1")
-    with pytest.raises(RefusedError, match="only the last one has all hosts"):
-        parse_waves("100%,2")
