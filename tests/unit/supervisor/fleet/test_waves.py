@@ -1,4 +1,4 @@
-"""The waves of a rollout, as they are written and as they are counted."""
+"""The waves of a rollout, as they are counted."""
 
 from __future__ import annotations
 
