@@ -116,7 +116,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("name", nargs="?", choices=list(BENCHMARKS), metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
-    parser.add_argument("--count", type=int, help="how many deploys, rollbacks, reloads or runs")
+    parser.add_argument("--count", type=int, help="how many deploys, reloads, hosts or runs")
     parser.add_argument("--rounds", type=int, help="how many rounds (hop)")
     parser.add_argument("--seconds", type=float, help="length of one measurement")
     parsed = parser.parse_args()

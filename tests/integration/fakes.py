@@ -117,7 +117,7 @@ class Gate:
 
     def __init__(self, port: int, behind: int) -> None:
         self.port = port
-        self._behind = behind
+        self.behind = behind
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.WriteTransport] = set()
         self._last_request: dict[asyncio.WriteTransport, bytes] = {}
@@ -150,7 +150,7 @@ class Gate:
         self._held |= {each for each, last in self._last_request.items() if path in last}
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, onwards = await asyncio.open_connection("127.0.0.1", self._behind)
+        there, onwards = await asyncio.open_connection("127.0.0.1", self.behind)
         self._open |= {writer.transport, onwards.transport}
         try:
             await asyncio.gather(

@@ -188,6 +188,24 @@ async def test_a_watch_begins_anew_if_what_it_missed_was_compacted(one: etcd.Clu
         assert (anew.anew, keys(anew)) == (True, {"k": b"2"})
 
 
+async def test_a_watch_begins_anew_in_another_cluster_whose_revision_is_higher(
+    one: etcd.Cluster, tmp_path: Path
+) -> None:
+    with etcd.cluster(tmp_path) as other:
+        async with gate_to(one) as (gate, engine, direct), aclosing(engine.watch("")) as changes:
+            await opened(changes, direct)
+            port = urlsplit(other.endpoints[0]).port
+            assert port is not None
+            async with EtcdEngine(other.endpoints, "/atlas/x/") as filler:
+                while other.revision() <= one.revision():
+                    await filler.commit([], *(Put(f"{number}", b"") for number in range(9)))
+            await gate.cut()
+            gate.behind = port
+            await gate.mend()
+            anew = await next_of(changes)
+            assert (anew.anew, anew.entries) == (True, ())
+
+
 @pytest.mark.parametrize(("change", "is_anew"), [(Put("k", b"1"), False), (Delete("k"), True)])
 @pytest.mark.fault("Fleet", "a watch is silent about changes", "its connection is given up")
 async def test_a_watch_that_is_silent_about_a_change_is_noticed(
