@@ -136,6 +136,7 @@ HALTED = _view(
             RolloutState.HALTED,
             halt=Halt(host="web2", reason="its slot was broken by uid:0", at_ts=_SEEN),
         ),
+        f"{PRESENT}web3": _presence("1.3.2", "waits: the rollout is halted by web2"),
         f"{RESULTS}{_RUN}/web2": _result(
             HostState.FAILED, 72, reason="its slot was broken by uid:0"
         ),
