@@ -57,6 +57,8 @@ class Feature:
     """A client that asks one machine for a feature all the time, and notes which arm answers."""
 
     port: int
+    pause: float
+    """Seconds between two requests."""
     answered: int = 0
     last_canary: float = 0.0
     """When the last request that the canary served was sent."""
@@ -73,7 +75,7 @@ class Feature:
                         arm = (await answer.json())["arm"]
                     self.answered += 1
                     self.last_canary = sent if arm == "canary" else self.last_canary
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(self.pause)
 
 
 @dataclass
@@ -266,10 +268,16 @@ async def machines(folder: Path, endpoints: str) -> AsyncIterator[dict[str, Daem
 
 
 @asynccontextmanager
-async def stage(folder: Path) -> AsyncIterator[Demo]:
-    """Run etcd, three supervisors, HAProxy in front, and clients."""
+async def stage(folder: Path, *, think: float = 0.04) -> AsyncIterator[Demo]:
+    """Run etcd, three supervisors, HAProxy in front, and clients.
+
+    `think` is the longest time between two requests of a busy client, in seconds.
+    """
     [port] = free_ports(1)
-    mix: tuple[Kind, ...] = (*bundled_worker_mix(pause=0.7 * IDLE_GRACE_SECONDS), *streams())
+    mix: tuple[Kind, ...] = (
+        *bundled_worker_mix(think=think, pause=0.7 * IDLE_GRACE_SECONDS),
+        *streams(),
+    )
     with etcd.cluster(folder / "etcd") as cluster:
         async with (
             machines(folder, ",".join(cluster.endpoints)) as daemons,
@@ -277,16 +285,18 @@ async def stage(folder: Path) -> AsyncIterator[Demo]:
                 folder / "haproxy", proxy.on_loopback(PAGE.read_text(), port, daemons)
             ) as front,
             Load("127.0.0.1", port, mix, proxied=True) as load,
-            asking(daemons) as features,
+            asking(daemons, pause=think / 4) as features,
         ):
             acts = Acts("A fleet of three machines under load", load)
             yield Demo(daemons, features, cluster, front, acts)
 
 
 @asynccontextmanager
-async def asking(daemons: Mapping[str, DaemonProcess]) -> AsyncIterator[dict[str, Feature]]:
+async def asking(
+    daemons: Mapping[str, DaemonProcess], *, pause: float
+) -> AsyncIterator[dict[str, Feature]]:
     """Ask each machine for a feature meanwhile."""
-    features = {host: Feature(daemon.public_port) for host, daemon in daemons.items()}
+    features = {host: Feature(daemon.public_port, pause) for host, daemon in daemons.items()}
     tasks = [asyncio.create_task(each.run()) for each in features.values()]
     try:
         yield features

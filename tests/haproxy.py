@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import os
 import re
 import shutil
 from collections.abc import AsyncIterator, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from tests.harness import DaemonProcess
 
 PROGRAM = shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
+SOCKET = "admin.sock"
 MISSING = "HAProxy is not installed (Debian: haproxy)"
 
 
@@ -21,12 +23,18 @@ MISSING = "HAProxy is not installed (Debian: haproxy)"
 class HAProxy:
     """One that runs."""
 
-    socket: Path
-    """Its administrators' socket."""
+    folder: Path
+    """It has the socket of the runtime API, under the name `SOCKET`."""
 
     async def command(self, text: str) -> str:
         """Send a command of its runtime API; return the answer."""
-        reader, writer = await asyncio.open_unix_connection(self.socket)
+        # A socket's path may have 107 bytes; by way of a descriptor any folder is near.
+        folder = os.open(self.folder, os.O_PATH | os.O_DIRECTORY)
+        try:
+            path = f"/proc/self/fd/{folder}/{SOCKET}"
+            reader, writer = await asyncio.open_unix_connection(path)
+        finally:
+            os.close(folder)
         writer.write(f"{text}\n".encode())
         answer = await reader.read()
         writer.close()
@@ -49,9 +57,9 @@ class HAProxy:
 async def haproxy(folder: Path, configuration: str) -> AsyncIterator[HAProxy]:
     """Check the configuration, serve it, and wait until it is served; end it at the end."""
     assert PROGRAM is not None, MISSING
-    file, socket = _written(folder, configuration)
+    command = (PROGRAM, "-C", str(folder), "-f", str(_written(folder, configuration)))
     checked = await asyncio.create_subprocess_exec(
-        *(PROGRAM, "-c", "-f", str(file)),
+        *(*command, "-c"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -60,28 +68,28 @@ async def haproxy(folder: Path, configuration: str) -> AsyncIterator[HAProxy]:
     assert b"WARNING" not in complaints, complaints.decode()
     with (folder / "log").open("wb") as output:
         served = await asyncio.create_subprocess_exec(
-            *(PROGRAM, "-db", "-f", str(file)),
+            *(*command, "-db"),
             stdout=output,
             stderr=output,
             start_new_session=True,  # Ctrl-C in a terminal is for the program that runs it
         )
     try:
         async with asyncio.timeout(10):
-            while not socket.exists():
+            while not (folder / SOCKET).exists():
                 assert served.returncode is None, (folder / "log").read_text()
                 await asyncio.sleep(0.02)
-        yield HAProxy(socket)
+        yield HAProxy(folder)
     finally:
         served.kill()  # what it carries ends with it; SIGTERM would wait for streams
         await served.wait()
 
 
-def _written(folder: Path, configuration: str) -> tuple[Path, Path]:
-    """Write the configuration, with a runtime API; return its file and that API's socket."""
+def _written(folder: Path, configuration: str) -> Path:
+    """Write the configuration, with a runtime API; return its file."""
     folder.mkdir(parents=True, exist_ok=True)
-    file, socket = folder / "haproxy.cfg", folder / "admin.sock"
-    file.write_text(f'{configuration}\nglobal\n    stats socket "{socket}" level admin\n')
-    return file, socket
+    file = folder / "haproxy.cfg"
+    file.write_text(f"{configuration}\nglobal\n    stats socket unix@{SOCKET} level admin\n")
+    return file
 
 
 def on_loopback(page: str, port: int, daemons: Mapping[str, DaemonProcess]) -> str:
