@@ -159,11 +159,16 @@ class Fleet:
                 tasks.cancel_scope.cancel()
 
     async def _note_changes(self) -> None:
-        """Announce at once what others decide by, and what people wait to see."""
+        """Announce at once what others decide by, and whether this host begins or ends to wait.
+
+        Why it waits changes with each slot that is taken: of a thousand hosts, all would announce
+        themselves at each step of a rollout. So that, and the health score, can wait.
+        """
         announced = None
         while True:
-            present = self._presence().model_copy(update={"health_score": None, "sent_ts": now()})
-            changed = present.model_dump(exclude={"sent_ts", "health_score"})
+            state = self._local.state()
+            waits = bool(self._agent.waits_for)
+            changed = (state.version, state.mode, state.last_deploy, state.deploying, waits)
             if changed != announced:
                 announced = changed
                 self.membership.wake()

@@ -13,6 +13,8 @@ from datetime import datetime
 
 from atlas_supervisor.fleet.documents import Holder, Purpose, Semaphore
 
+_NAMES = 5
+
 
 def free_slots(semaphore: Semaphore) -> int:
     """Return how many slots can be taken now."""
@@ -64,14 +66,17 @@ def holds(semaphore: Semaphore, host: str, generation: int) -> bool:
 
 
 def in_words(semaphore: Semaphore) -> str:
-    """Return how many slots are held, and by which hosts: "1 of 1 slots is held by web2"."""
+    """Return how many slots are held, and by which hosts: "1 of 1 slots is held by web2".
+
+    A thousand hosts announce it, so it has five names at most.
+    """
     held = len(semaphore.holders)
     if not held:
         return f"0 of {semaphore.slots} slots are held"
     verb = "is" if held == 1 else "are"
-    return (
-        f"{held} of {semaphore.slots} slots {verb} held by {', '.join(sorted(semaphore.holders))}"
-    )
+    names = sorted(semaphore.holders)[:_NAMES]
+    more = f" and {held - _NAMES} more" if held > _NAMES else ""
+    return f"{held} of {semaphore.slots} slots {verb} held by {', '.join(names)}{more}"
 
 
 def _changed(semaphore: Semaphore, holders: dict[str, Holder]) -> Semaphore:

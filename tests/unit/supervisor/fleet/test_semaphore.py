@@ -56,3 +56,7 @@ def test_holders_are_named_in_words() -> None:
     assert slots.in_words(Semaphore(slots=2)) == "0 of 2 slots are held"
     assert slots.in_words(one) == "1 of 1 slots is held by web2"
     assert slots.in_words(two) == "2 of 3 slots are held by web1, web2"
+    many = Semaphore(slots=7)
+    for host in "gfedcba":
+        many = taken(many, host)
+    assert slots.in_words(many) == "7 of 7 slots are held by a, b, c, d, e and 2 more"
