@@ -24,6 +24,7 @@ from tests.harness import Setting
 
 
 @pytest.mark.skipif(etcd.PROGRAM is None, reason=etcd.MISSING)
+@pytest.mark.timeout(120)
 async def test_a_fleet_is_rolled_out_and_killed_by_buttons_and_axe_finds_nothing(
     tmp_path: Path, browser: Browser
 ) -> None:

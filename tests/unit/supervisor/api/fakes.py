@@ -51,13 +51,14 @@ class PlayedCanaries:
 
 @dataclass
 class PlayedFleet:
-    """Answers with the document's example."""
+    """Answers with the document's example, or another view."""
 
     refusal: AtlasError | None = None
+    shown: FleetView = fleet_examples.FLEET
     asked: list[tuple[Any, ...]] = field(default_factory=list)
 
     async def view(self) -> FleetView:
-        return fleet_examples.FLEET
+        return self.shown
 
     async def begin(
         self, release: str, *, max_unavailable: int, waves: Sequence[float], actor: Actor
@@ -83,4 +84,4 @@ class PlayedFleet:
         self.asked.append(asked)
         if self.refusal:
             raise self.refusal
-        return fleet_examples.FLEET
+        return self.shown

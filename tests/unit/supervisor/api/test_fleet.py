@@ -13,6 +13,7 @@ from atlas_supervisor.api import fleet_examples
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.fleet.documents import UnreadableDocumentError
 from atlas_supervisor.fleet.engine import EngineUnavailableError
+from atlas_supervisor.model.worker_text import quoted
 from tests.unit.supervisor.api.fakes import PlayedFleet
 from tests.unit.supervisor.api.support import BEARER, MemoryControl, running
 
@@ -62,6 +63,23 @@ async def test_without_the_token_the_fleet_is_read_and_not_changed(tmp_path: Pat
     assert foreign.status == 403
     assert server.control.fleet
     assert server.control.fleet.asked == []
+
+
+async def test_a_workers_words_in_a_reason_are_as_secret_as_its_log(tmp_path: Path) -> None:
+    reason = f"health: answered {quoted('the vault is open')}"
+    rollout = fleet_examples.HALTED.rollout
+    assert rollout
+    assert rollout.halt
+    halt = rollout.halt.model_copy(update={"reason": reason})
+    halted = rollout.model_copy(update={"halt": halt})
+    shown = fleet_examples.HALTED.model_copy(update={"rollout": halted})
+    control = MemoryControl(fleet=PlayedFleet(shown=shown))
+    async with running(tmp_path, control) as server:
+        unknown = await server.tcp("GET", "/fleet")
+        known = await server.tcp("GET", "/fleet", headers=BEARER)
+
+    assert unknown.json["rollout"]["halt"]["reason"] == "health: answered [withheld]"
+    assert known.json["rollout"]["halt"]["reason"] == "health: answered the vault is open"
 
 
 async def test_each_change_is_passed_on_with_its_caller_and_answers_with_the_fleet(
