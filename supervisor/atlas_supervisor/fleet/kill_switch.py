@@ -159,8 +159,11 @@ class KillFollower:
             if known is since:
                 self._report(f"etcd has epoch {epoch}, this host {known.epoch}: etcd lost data")
             return
-        if found is None or (known is not None and found.epoch == known.epoch):
+        if found is None or found == known:
             self._fault = ""
+            return
+        if known is not None and found.epoch == known.epoch:
+            self._report(f"etcd has another kill switch of epoch {known.epoch}: etcd lost data")
             return
         record = KillRecord(fleet=self._fleet, switch=found)
         await anyio.to_thread.run_sync(write_record, self._state_dir, record)

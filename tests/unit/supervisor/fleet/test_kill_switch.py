@@ -96,20 +96,28 @@ async def test_a_kill_is_learned_while_the_watch_is_silent(
         await eventually(lambda: host.acknowledged == [1])
 
 
-@pytest.mark.parametrize("found", [None, 6], ids=["absent", "lower"])
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (None, "etcd has epoch none, this host 7: etcd lost data"),
+        (kill(6), "etcd has epoch 6, this host 7: etcd lost data"),
+        (kill(7), "etcd has another kill switch of epoch 7: etcd lost data"),
+    ],
+    ids=["absent", "lower", "another"],
+)
 async def test_an_engine_that_lost_data_enables_nothing_and_that_is_logged_once(
-    tmp_path: Path, found: int | None
+    tmp_path: Path, found: KillSwitch | None, why: str
 ) -> None:
     engine = PlayedEngine()
     if found is not None:
-        engine.put(KILL, kill(found).written())
+        engine.put(KILL, found.written())
     with capture_logs() as logs:
         async with following(Host(tmp_path, engine, kill(7, "vision"))) as host:
             await eventually(lambda: engine.asked > 10)
             assert host.follower.applied == kill(7, "vision")
     assert host.machine.kills == []
     (line,) = [each for each in logs if each["event"] == "fleet_kill_not_applied"]
-    assert f"etcd has epoch {found or 'none'}, this host 7" in line["why"]
+    assert line["why"] == why
 
 
 async def test_an_answer_that_a_watch_has_overtaken_is_not_taken_for_lost_data(
