@@ -25,6 +25,7 @@ SEE = {
     "audit": "audit.md",
     "canary": "canary-in-code.md",
     "deploy": "how-to/ci-pipeline.md",
+    "fleet": "fleet.md",
     "health": "health.md",
     "hold": "how-to/hold-requests.md",
     "init": "how-to/first-deploy.md",
@@ -59,9 +60,14 @@ def calls(group: click.Group, before: str) -> Iterator[tuple[str, click.Command]
 
 
 def usage(command: click.Command, called: str) -> str:
-    """Return how a verb is called, without its options."""
+    """Return how a verb is called, of its options only with those that it needs."""
     pieces = command.collect_usage_pieces(click.Context(command, info_name=called))
-    return " ".join([called, *(piece for piece in pieces if piece != "[OPTIONS]")])
+    needed = (
+        f"{each.opts[0]} {each.metavar}"
+        for each in command.params
+        if isinstance(each, click.Option) and each.required
+    )
+    return " ".join([called, *(piece for piece in pieces if piece != "[OPTIONS]"), *needed])
 
 
 def anchor(heading: str) -> str:

@@ -1,4 +1,4 @@
-"""`./scripts/demo [--once]`: the idea in ten seconds, under real load.
+"""`./scripts/demo [--fleet] [--once]`: the idea in ten seconds, under real load.
 
 A daemon on free ports and throw-away state, with clients on its public port all the time: a good
 release, a broken one, the operator's reset and a rollback. The last column counts lost requests.
@@ -8,65 +8,32 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
 
 from atlas_supervisor.cli.client import DaemonClient
 from atlas_supervisor.cli.endpoint import Endpoint
 from atlas_supervisor.cli.follow import events
 from atlas_supervisor.cli.terminal import printable
 from atlas_supervisor.output import unfailing_output
+from scripts import fleet_demonstration
+from scripts.acts import BROKEN, GOOD, Acts, cancelled, perform, signalled
 from tests.harness import Answer, DaemonProcess, Setting, write_release
 from tests.loadclient import Kind, Load, bundled_worker_mix, streams
 
 IDLE_GRACE_SECONDS = 1.0
 QUIET_SECONDS = 1.0  # load alone, before and after the deploys
 
-GOOD = """\
-import runpy
-
-runpy.run_module("atlas_worker", run_name="__main__")
-"""
-# It starts and answers as expected; only its health check fails.
-BROKEN = """\
-import os
-import socket
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-
-class Answer(BaseHTTPRequestHandler):
-    def do_GET(self):
-        healthy = self.path != "/health"
-        body = b"ok" if healthy else b"the database is gone"
-        self.send_response(200 if healthy else 500)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-
-for number in range(int(os.environ["LISTEN_FDS"])):
-    inherited = socket.socket(fileno=3 + number)
-    server = ThreadingHTTPServer(inherited.getsockname(), Answer, bind_and_activate=False)
-    server.socket.close()
-    server.socket = inherited
-    threading.Thread(target=server.serve_forever).start()
-"""
 SMOKE = """\
 [[http]]
 name = "home answers"
@@ -75,50 +42,11 @@ path = "/"
 
 
 @dataclass
-class Act:
-    """One row of the table."""
-
-    what: str
-    outcome: str
-    right: bool
-    seconds: float
-    sent: int
-    moved: int
-    lost: int
-
-
-@dataclass
 class Demo:
-    """The acts so far, against one daemon under one load."""
+    """A daemon, and the acts with it."""
 
     daemon: DaemonProcess
-    load: Load
-    acts: list[Act] = field(default_factory=list)
-    doing: str | None = None
-
-    async def act(self, what: str, does: Awaitable[tuple[str, bool]]) -> None:
-        """Perform one act; note its outcome and its effect on the clients."""
-        began = time.monotonic()
-        sent, moved, lost = self.load.report.sent, self.moved, self.lost
-        self.doing = what
-        outcome, right = await does
-        self.doing = None
-        took = time.monotonic() - began
-        counts = (self.load.report.sent - sent, self.moved - moved, self.lost - lost)
-        self.acts.append(Act(what, outcome, right, took, *counts))
-
-    @property
-    def lost(self) -> int:
-        return len(self.load.report.losses)
-
-    @property
-    def moved(self) -> int:
-        """How many WebSockets and event streams were closed properly and connected again."""
-        return sum(tally.goodbyes.total() for tally in self.load.report.kinds.values())
-
-    @property
-    def passed(self) -> bool:
-        return self.lost == 0 and all(act.right for act in self.acts)
+    acts: Acts
 
     # The acts.
 
@@ -154,17 +82,17 @@ def outcome_of(answer: Answer) -> str:
 
 async def play(demo: Demo) -> None:
     """Perform all acts. The broken release must be refused, and everything else succeed."""
-    await demo.act("serve release 1.0", demo.serve())
-    await demo.act(
+    await demo.acts.act("serve release 1.0", demo.serve())
+    await demo.acts.act(
         "deploy release 1.1", demo.deploy("1.1", right=lambda answer: answer.status == 200)
     )
-    await demo.act(
+    await demo.acts.act(
         "deploy release 1.2, which is broken",
         demo.deploy("1.2", right=lambda answer: answer.json.get("result") == "failed"),
     )
-    await demo.act("enable deploys again", demo.reset())
-    await demo.act("roll back to release 1.0", demo.roll_back())
-    await demo.act("serve release 1.0", demo.serve())
+    await demo.acts.act("enable deploys again", demo.reset())
+    await demo.acts.act("roll back to release 1.0", demo.roll_back())
+    await demo.acts.act("serve release 1.0", demo.serve())
 
 
 async def narrate(demo: Demo, console: Console) -> None:
@@ -188,34 +116,6 @@ def described(event: dict[str, Any]) -> str:
         return f"{event['version']}  {event['cause']}"
     happened = f"{event['source']} {event['event']}".replace("_", " ")
     return f"{event['version']}  {happened}: {event['cause']}"
-
-
-def table(demo: Demo) -> Table:
-    shown = Table(title="ATLAS Supervisor under load", title_justify="left")
-    shown.add_column("what happened")
-    shown.add_column("outcome", overflow="fold")
-    for column in ("took", "requests", "moved", "lost"):
-        shown.add_column(column, justify="right")
-    for act in demo.acts:
-        outcome = escape(act.outcome) if act.right else f"[red]{escape(act.outcome)}[/red]"
-        numbers = (f"{act.seconds:.2f} s", f"{act.sent:,}", f"{act.moved}", f"{act.lost}")
-        shown.add_row(act.what, outcome, *numbers)
-    if demo.doing:
-        shown.add_row(f"[cyan]{escape(demo.doing)}[/cyan]", "…")
-    shown.add_section()
-    colour = "green" if demo.lost == 0 else "red"
-    seconds = sum(act.seconds for act in demo.acts)
-    counts = (f"{seconds:.2f} s", f"{demo.load.report.sent:,}", f"{demo.moved}")
-    shown.add_row("[bold]total[/bold]", "", *counts, f"[{colour}]{demo.lost}[/{colour}]")
-    return shown
-
-
-def conclusion(demo: Demo) -> str:
-    """Summarise the table in a sentence."""
-    lost = f"{demo.lost:,} of {demo.load.report.sent:,} requests were lost"
-    if demo.passed:
-        return f"{lost}, and the broken release never received a client."
-    return f"{lost}; every act in red failed." if demo.lost == 0 else f"{lost}."
 
 
 def hints(daemon: DaemonProcess) -> str:
@@ -257,67 +157,34 @@ async def stage(folder: Path) -> AsyncIterator[Demo]:
         DaemonProcess.running(folder, settings) as daemon,
         Load("127.0.0.1", daemon.public_port, mix) as load,
     ):
-        yield Demo(daemon, load)
-
-
-@contextmanager
-def growing(console: Console, demo: Demo) -> Iterator[None]:
-    """Show the table row by row as it grows; in a pipe once, at the end."""
-    if console.is_terminal:
-        with Live(get_renderable=partial(table, demo), console=console):
-            yield
-    else:
-        yield
-        console.print(table(demo))
+        yield Demo(daemon, Acts("ATLAS Supervisor under load", load))
 
 
 async def demonstrate(*, once: bool) -> int:
     console = Console()
-    ended = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    ended = signalled()
     with tempfile.TemporaryDirectory(prefix="atlas-demo-") as name:
         console.print("Starting a daemon on free ports, and clients on its public port …")
         async with stage(Path(name)) as demo:
-            acts = asyncio.create_task(play(demo))
             lines = asyncio.create_task(narrate(demo, console))
-            with growing(console, demo):
-                await first_of(acts, ended)
-            if not once and not ended.is_set():
-                console.print(hints(demo.daemon), highlight=False, soft_wrap=True)
-                await ended.wait()
+            to_try = None if once else partial(hints, demo.daemon)
+            status = await perform(console, demo.acts, play(demo), ended=ended, hints=to_try)
             await cancelled(lines)
-            report = await demo.load.stop()
-        if report.losses:
-            console.print(report.describe(), highlight=False, markup=False, soft_wrap=True)
-    console.print(conclusion(demo), highlight=False, soft_wrap=True)
-    if acts.cancelled():
-        return 1
-    return 0 if demo.passed else 1
-
-
-async def first_of(acts: asyncio.Task[None], ended: asyncio.Event) -> None:
-    """Wait for the acts; a signal ends them early."""
-    signalled = asyncio.create_task(ended.wait())
-    try:
-        await asyncio.wait({acts, signalled}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        signalled.cancel()
-        await cancelled(acts)  # of no effect once they are done
-
-
-async def cancelled(task: asyncio.Task[None]) -> None:
-    """Cancel a task, and raise what went wrong in it."""
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    conclusion = demo.acts.conclusion("the broken release never received a client.")
+    console.print(conclusion, highlight=False, soft_wrap=True)
+    return status
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.split("\n\n")[1])
     parser.add_argument("--once", action="store_true", help="exit when done: 0 if all went well")
+    parser.add_argument(
+        "--fleet", action="store_true", help="three machines, with a real etcd and HAProxy"
+    )
+    options = parser.parse_args()
+    play = fleet_demonstration.demonstrate if options.fleet else demonstrate
     with unfailing_output("scripts/demo"):
-        return asyncio.run(demonstrate(once=parser.parse_args().once))
+        return asyncio.run(play(once=options.once))
 
 
 if __name__ == "__main__":

@@ -52,10 +52,12 @@ RUNNER = "tests/integration/test_doc_commands.py"
 RUN_BY = {
     "README.md": "tests/acceptance/test_readme.py",
     "README.es.md": "tests/acceptance/test_readme.py",
+    "docs/fleet.md": "tests/integration/test_fleet_page.py",
     "docs/how-to/backup.md": "tests/integration/test_how_to.py",
     "docs/how-to/ci-pipeline.md": "tests/integration/test_how_to.py",
     "docs/how-to/django.md": "tests/acceptance/test_pages.py",
     "docs/how-to/go.md": "tests/acceptance/test_pages.py",
+    "docs/how-to/haproxy.md": "tests/integration/test_haproxy.py",
     "docs/how-to/migrations.md": "tests/integration/test_how_to.py",
     "docs/how-to/node.md": "tests/acceptance/test_pages.py",
     "docs/how-to/reverse-proxy.md": "tests/integration/test_how_to.py",
@@ -78,24 +80,11 @@ VERBS_ELSEWHERE = {
 """Verbs that change more than a daemon, and the tests that run them."""
 
 SHELL = {
-    *(".", "awk", "cat", "cd", "chmod", "chown", "cp", "curl", "date", "echo", "eval", "exit"),
-    *("export", "find", "git", "go", "grep", "gunicorn", "head", "id", "install", "jq", "kill"),
-    *("ln", "ls"),
-    *("mkdir", "mv", "node", "openssl", "pip", "printf", "python", "python3", "rm", "rsync", "sed"),
-    *(
-        "set",
-        "sh",
-        "sort",
-        "tail",
-        "tar",
-        "tee",
-        "test",
-        "touch",
-        "umask",
-        "useradd",
-        "uvicorn",
-        "xargs",
-    ),
+    *(".", "awk", "cat", "cd", "chmod", "chown", "cp", "curl", "date", "echo", "etcdctl"),
+    *("eval", "exit", "export", "find", "git", "go", "grep", "gunicorn", "head", "id"),
+    *("install", "jq", "kill", "ln", "ls", "mkdir", "mv", "node", "openssl", "pip", "printf"),
+    *("python", "python3", "rm", "rsync", "sed", "set", "sh", "socat", "sort", "tail", "tar"),
+    *("tee", "test", "touch", "umask", "useradd", "uvicorn", "xargs"),
 }
 """Other programs that a document may use."""
 
@@ -276,12 +265,15 @@ def endpoint_fault(method: str, path: str) -> str | None:
 
 # What the prose names.
 
+_PLACEHOLDERS = {"FEATURE": "vision", "PERCENTAGE": "10%", "GENERATION": "1"}
+_FILLED = re.compile(r"\b(?:" + "|".join(_PLACEHOLDERS) + r")\b")
+
 
 def named_calls(text: str) -> list[str]:
     """Return the calls of atlasctl in a document's prose, but not how a verb may be called."""
     found = re.findall(r"`((?:\./scripts/)?atlasctl [^`]+)`", prose(text))
     called = [" ".join(each.split()) for each in found if not re.search(r"[\[{…|]|\.\.\.", each)]
-    return [each.replace("FEATURE", "vision").replace("PERCENTAGE", "10%") for each in called]
+    return [_FILLED.sub(lambda found: _PLACEHOLDERS[found[0]], each) for each in called]
 
 
 def named_requests(text: str) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ KINDS = (
     "Clock and machine",
     "Requests",
     "Logs",
+    "Fleet",
 )
 """The sections of the document, in order."""
 

@@ -8,8 +8,11 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
+from tests.simulation.fleet import run as fleet
 from tests.simulation.run import Played, Player
 
 
@@ -34,6 +37,22 @@ def _play_all(seeds: range, jobs: int) -> Iterator[Played]:
             yield from found
 
 
+def _play_fleets(seeds: range, jobs: int) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # each etcd is ended, and its folder
+    began = time.monotonic()
+    counts: Counter[str] = Counter()
+    broken = 0
+    with ProcessPoolExecutor(jobs) as pool:
+        for played in pool.map(fleet.play, seeds):
+            print(played.text, flush=True)
+            counts += played.counts
+            broken += bool(played.broken)
+    total = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+    print(f"{len(seeds)} seeds, {broken} with a broken promise: {total}")
+    print(f"in {time.monotonic() - began:.0f} s ({_cpu_seconds():.0f} s of CPU)")
+    return 1 if broken else 0
+
+
 def _cpu_seconds() -> float:
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system
@@ -45,9 +64,13 @@ def main() -> int:
     which.add_argument("--seed", type=int, help="play this one, and print its story")
     which.add_argument("--seeds", type=_seeds, metavar="A..B", help="play all of these")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
+    parser.add_argument("--fleet", action="store_true", help="play rollouts over a fleet on etcd")
     options = parser.parse_args()
     if options.jobs == 1:  # a pool can't end while one of its processes handles a signal
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder in memory is removed
+    if options.fleet:
+        seeds = options.seeds or range(options.seed, options.seed + 1)
+        return _play_fleets(seeds, options.jobs)
     began = time.monotonic()
     if options.seed is not None:
         with Player() as player:

@@ -151,7 +151,8 @@ def _read(service: Service) -> Iterable[Path]:
     files = (
         *(service.env_file, settings.worker_env_file, settings.smoke_file),
         *(settings.control_token_file, settings.control_tls_cert, settings.control_tls_key),
-        settings.llm_api_key_file,
+        *(settings.llm_api_key_file, settings.fleet_etcd_ca, settings.fleet_etcd_cert),
+        *(settings.fleet_etcd_key, settings.fleet_etcd_password_file),
     )
     # Folders, because a file that is replaced would be another one than the one that is shown.
     folders = [path.parent for path in files if path is not None]

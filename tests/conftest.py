@@ -30,7 +30,10 @@ FOLDER = Path(__file__).parent
 PARTED = (FOLDER, FOLDER / "unit", FOLDER / "unit/supervisor")
 """Folders whose parts are collected one by one."""
 LONG = ("acceptance", "browser", "faults", "integration", "simulation", "systemd")
-LONGEST = ("test_openapi_fuzzing", "test_zero_loss", "test_readme", "test_reload", "test_guard")
+LONGEST = (
+    *("test_openapi_fuzzing", "test_haproxy", "test_zero_loss", "test_readme", "test_reload"),
+    "test_guard",
+)
 """Folders with tests that take their time, and modules with those that take the most."""
 
 

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ PORTS = range(10240, 32768)
 # Processes that run side by side each choose from ports of their own: between choosing and
 # binding a port, another one could take it.
 SHARES = 64
+_RECENT_PORTS: deque[int] = deque(maxlen=128)
 DEFAULTS: Mapping[str, Setting] = {
     "DEPLOY_MODE": "bluegreen",
     "HEALTH_INTERVAL_SECONDS": 0.05,
@@ -60,7 +62,10 @@ def bundled_worker(*, idle_grace: float) -> dict[str, Setting]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return that many different TCP ports without a listener, on any address."""
+    """Return that many different TCP ports without a listener, on any address.
+
+    None of them was returned just before: its daemon may not have bound it yet.
+    """
     found: list[int] = []
     share, _ = _claim_share()
     while len(found) < count:
@@ -70,8 +75,9 @@ def free_ports(count: int) -> list[int]:
                 trial.bind(("", port))
             except OSError:
                 continue
-        if port not in found:
+        if port not in found and port not in _RECENT_PORTS:
             found.append(port)
+    _RECENT_PORTS.extend(found)
     return found
 
 

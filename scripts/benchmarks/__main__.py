@@ -24,6 +24,7 @@ from scripts.benchmarks import (
     canary_statistics,
     dashboard,
     events,
+    fleet,
     footprint,
     guard,
     health,
@@ -57,6 +58,7 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
         "first paint of the dashboard, its size, and what 20 open ones cost",
     ),
     "events": (events.run, "what 200 watchers cost a deploy and the daemon, 20 of them stuck"),
+    "fleet": (fleet.run, "a thousand hosts on one etcd: kill switch, rollout, and etcd's faults"),
     "guard": (guard.run, "how soon the guard reverts a bad version, and how often a good one"),
     "health": (health.run, "answers of health, status and metrics while deploys run under load"),
     "hold": (hold.run, "clients that connect during a hold: refused, lost or overtaken"),
@@ -116,7 +118,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("name", nargs="?", choices=list(BENCHMARKS), metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
-    parser.add_argument("--count", type=int, help="how many deploys, rollbacks, reloads or runs")
+    parser.add_argument("--count", type=int, help="how many deploys, reloads, hosts or runs")
     parser.add_argument("--rounds", type=int, help="how many rounds (hop)")
     parser.add_argument("--seconds", type=float, help="length of one measurement")
     parsed = parser.parse_args()

@@ -14,8 +14,8 @@ from rich.table import Table
 class Options:
     """What the command line may ask for; None leaves it to the benchmark.
 
-    `count` is of deploys, rollbacks or simulated runs, `rounds` of repetitions, `seconds` the
-    length of one.
+    `count` is of deploys, rollbacks, hosts or simulated runs, `rounds` of repetitions, `seconds`
+    the length of one.
     """
 
     count: int | None = None

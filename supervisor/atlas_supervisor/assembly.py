@@ -20,12 +20,17 @@ from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.hold import Holds
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
 from atlas_supervisor.deploy.landing_watch import LandingWatch
+from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.deploy.recorder import Recorder, Runs
 from atlas_supervisor.deploy.recycler import Recycler
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.deploy.traffic import TrafficControl
+from atlas_supervisor.fleet.engine import Engine
+from atlas_supervisor.fleet.fleet import Fleet
+from atlas_supervisor.fleet.neighbours import Listeners, Neighbours
+from atlas_supervisor.fleet.this_machine import ThisMachine
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
@@ -63,8 +68,13 @@ class Assembly:
         tasks: TaskGroup,
         view: Callable[[], DaemonView],
         keep: Callable[[], Awaitable[None]],
+        engine: Engine | None,
     ) -> None:
-        """`view` gives the daemon's part of the status, `keep` has the plane's sockets kept."""
+        """Join them.
+
+        `view` gives the daemon's part of the status, `keep` has the plane's sockets kept, `engine`
+        is the fleet's, if there is a fleet.
+        """
         self._settings = settings
         self._opened = opened
         self._plane = plane
@@ -136,6 +146,7 @@ class Assembly:
             requests=IdempotentRequests(database.keys),
         )
         slots.on_worker_down = self.service.worker_down
+        self.fleet = self._fleet(engine) if engine is not None else None
         self._count_requests()
 
     def _deploys(
@@ -168,6 +179,20 @@ class Assembly:
             queries=self.queries,
             tasks=tasks,
         )
+
+    def _fleet(self, engine: Engine) -> Fleet:
+        """Return this machine's part in the fleet that the engine is of."""
+        opened = self._opened
+        local = ThisMachine(
+            deploys=self.service,
+            queries=self.queries,
+            runs=self.runs,
+            slots=self._slots,
+            keys=opened.database.keys,
+            canaries=opened.canaries,
+        )
+        kills = opened.canaries.view().kills
+        return Fleet(self._settings, engine, local, opened.database.audit, kills=kills)
 
     def _count_requests(self) -> None:
         """Say whose requests are collected, and how versions are compared."""
@@ -208,6 +233,18 @@ class Assembly:
             partial(keep_bounded, [slot.log for slot in self._slots]),
         )
 
+    def neighbours(self, listeners: Listeners, engine: Engine | None) -> Neighbours:
+        """Return the answers to HAProxy and FleetLock; `engine` is None without a fleet."""
+        runs = self.runs
+        return Neighbours(
+            listeners,
+            engine,
+            self._settings.host_in_fleet,
+            serves=self.queries.ready,
+            ramps=lambda: any(run.record.phase == Phase.RAMP for run in runs),
+            deploys=lambda: runs.current is not None,
+        )
+
     def control(self, reloads: Reloads) -> Control:
         """Return the operations behind the API."""
         settings, opened = self._settings, self._opened
@@ -218,6 +255,7 @@ class Assembly:
             events=self._events,
             state=opened.state,
             requests=opened.requests.exposed,
+            more=self.fleet.gauges if self.fleet is not None else tuple,
         )
         own_log = settings.state_dir / LOGS_DIRECTORY / OWN_LOG
         return Control(
@@ -233,4 +271,5 @@ class Assembly:
             trail=opened.database.trail,
             logs=LogService(own_log, {slot.name: slot.log for slot in self._slots}),
             metrics=collector.exposition(self._metrics),
+            fleet=self.fleet,
         )

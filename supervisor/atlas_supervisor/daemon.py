@@ -26,6 +26,8 @@ from atlas_supervisor.deploy.initial_state import active_release
 from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.deploy.recovery import SPLIT_PHASES
 from atlas_supervisor.deploy.switch import split_of
+from atlas_supervisor.fleet.access import opened_engine
+from atlas_supervisor.fleet.neighbours import Listeners, Neighbours, listening
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.status import DaemonView, Start
@@ -94,6 +96,8 @@ class Daemon:
         async with AsyncExitStack() as stack:
             options = api_options(self._settings)
             bound = await stack.enter_async_context(bind(options, self._passed))
+            listeners = stack.enter_context(listening(self._settings, self._passed))
+            engine = await stack.enter_async_context(opened_engine(self._settings))
             self._store = SocketStore(
                 self._settings.state_dir,
                 self._manager,
@@ -148,10 +152,20 @@ class Daemon:
                     tasks=tasks,
                     view=partial(self._view, slots),
                     keep=self._keep,
+                    engine=engine,
                 )
+                neighbours = parts.neighbours(listeners, engine)
                 await self._start(parts, slots, tasks)
+                tasks.start_soon(neighbours.run)
                 await self._serve(
-                    parts, slots, tasks=tasks, requests=requests, options=options, bound=bound
+                    parts,
+                    slots,
+                    neighbours,
+                    tasks=tasks,
+                    requests=requests,
+                    options=options,
+                    bound=bound,
+                    listeners=listeners,
                 )
                 tasks.cancel_scope.cancel()
 
@@ -175,6 +189,8 @@ class Daemon:
         """Take in what the last daemon left: workers, a hold, a deploy; start what is missing."""
         for background in parts.background():
             tasks.start_soon(background)
+        if parts.fleet is not None:
+            await parts.fleet.catch_up()
         slots.take_in()
         if slots.adopted:
             audit = self._opened.database.audit
@@ -186,6 +202,8 @@ class Daemon:
             release = await self._active_release(slots.active)
         tasks.start_soon(slots.start_active, release)
         tasks.start_soon(parts.recycler.run, parts.service.recycle)
+        if parts.fleet is not None:
+            tasks.start_soon(parts.fleet.run)
         tasks.start_soon(
             self._manager.run,
             parts.queries.ready,
@@ -197,18 +215,20 @@ class Daemon:
         self,
         parts: Assembly,
         slots: Slots,
+        neighbours: Neighbours,
         *,
         tasks: TaskGroup,
         requests: Requests,
         options: ApiOptions,
         bound: Bound,
+        listeners: Listeners,
     ) -> None:
         """Serve the API until it is time to stop; clients wait in the queue during a reload."""
         reloads = Reloads(
             settings=self._settings,
             program=self._program,
             daemon=partial(self._view, slots),
-            descriptors=partial(self._descriptors, bound.sockets),
+            descriptors=partial(self._descriptors, {**bound.sockets, **listeners}),
             runs=parts.runs,
             slots=slots,
             plane=self._plane,
@@ -223,13 +243,16 @@ class Daemon:
             async with serve(control, options=options, bound=bound):
                 await reloads.until_accepted(requests.stop)
                 if requests.stop.is_set():
+                    self._manager.stopping = True
+                    await neighbours.stop()
                     await self._stop(parts, slots)
                     return
             await reloads.replace(requests.stop)
 
     async def _stop(self, parts: Assembly, slots: Slots) -> None:
         """End every deploy and every worker."""
-        self._manager.stopping = True
+        if parts.fleet is not None:  # the end of a deploy is reported by the next daemon
+            await parts.fleet.stop()
         await parts.holds.stop()
         slots.begin_stop()
         await parts.service.stop()
@@ -241,9 +264,9 @@ class Daemon:
         audit = self._opened.database.audit
         await audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
 
-    def _descriptors(self, control: Mapping[str, socket]) -> dict[str, int]:
+    def _descriptors(self, listeners: Mapping[str, socket]) -> dict[str, int]:
         """Return the descriptors that the next program gets at a reload, by name."""
-        sockets = {**control, **self._plane.sockets()}
+        sockets = {**listeners, **self._plane.sockets()}
         return {LOCK: self._lock, **{name: sock.fileno() for name, sock in sockets.items()}}
 
     def _view(self, slots: Slots) -> DaemonView:

@@ -229,6 +229,14 @@ UNKNOWN_FEATURE = ErrorSpec(
     "CANARY_FEATURES lists them: {known}",
     {"name": "speech", "known": "vision"},
 )
+FEATURE_KILLED = ErrorSpec(
+    "feature_killed",
+    409,
+    "{name} is off in the whole fleet: its kill switch was set at {since} by {by}",
+    "atlasctl fleet reset (POST /fleet/reset) ends all kills; until then its share can only be set "
+    "to 0. On a machine that has left its fleet, atlasctl canary reset ends them",
+    {"name": "vision", "since": "2026-01-05 09:30:00Z", "by": "uid:0 on web1"},
+)
 LOG_NOT_FOUND = ErrorSpec(
     "log_not_found",
     404,
@@ -423,6 +431,129 @@ RELOAD_REFUSED = ErrorSpec(
     "correct what error.lines has, then reload again; what a reload can't change takes a restart "
     "of the daemon",
     {"problem": "PUBLIC_PORT=8795: a reload can't change it; it is 8790"},
+)
+
+# A fleet.
+
+_FLEET_STATUS_HINT = "atlasctl fleet status (GET /fleet) shows the rollout, its hosts and the slots"
+FLEET_IS_OFF = ErrorSpec(
+    "fleet_is_off",
+    409,
+    "this machine belongs to no fleet",
+    "set FLEET_ETCD_ENDPOINTS in the env file of each machine; docs/fleet.md has a tutorial",
+)
+INVALID_WAVES = ErrorSpec(
+    "invalid_waves",
+    400,
+    "waves: {problem}",
+    "1,10%,100% is one host, then a tenth of them, then all; in JSON [1, 0.1, 1]",
+    {"problem": "wave 2 is 2 hosts, no more than wave 1 (3 hosts)"},
+)
+INVALID_MAX_UNAVAILABLE = ErrorSpec(
+    "invalid_max_unavailable",
+    400,
+    "max_unavailable must be a whole number from 1 to the number of hosts, {hosts}; it is {value}",
+    "1 lets one host after the other deploy or reboot",
+    {"hosts": 3, "value": 4},
+)
+UNKNOWN_HOST = ErrorSpec(
+    "unknown_host",
+    404,
+    "the fleet has no host {host!r}; it has: {known}",
+    "atlasctl fleet status (GET /fleet) lists the hosts",
+    {"host": "web9", "known": "web1, web2, web3"},
+)
+FLEET_IS_EMPTY = ErrorSpec(
+    "fleet_is_empty",
+    409,
+    "the fleet has no host yet",
+    "start a supervisor with FLEET_ETCD_ENDPOINTS on each machine; each joins by itself",
+)
+ROLLOUT_IN_PROGRESS = ErrorSpec(
+    "rollout_in_progress",
+    409,
+    "rollout {rollout_id} of {release} is {state}",
+    "wait for its end, or end it with atlasctl fleet abort (POST /fleet/rollout/abort) or "
+    "atlasctl fleet rollback (POST /fleet/rollout/rollback)",
+    {"rollout_id": "20260105-093000-4f2a11", "release": "1.5.0", "state": "halted"},
+)
+NO_ROLLOUT = ErrorSpec(
+    "no_rollout",
+    409,
+    "no rollout was begun yet",
+    "atlasctl fleet rollout (POST /fleet/rollout) begins one",
+)
+ROLLOUT_NOT_POSSIBLE = ErrorSpec(
+    "rollout_not_possible",
+    409,
+    "the rollout can't {action}: it {state}",
+    _FLEET_STATUS_HINT,
+    {"action": "be paused", "state": "has passed"},
+)
+SLOTS_ARE_HELD = ErrorSpec(
+    "slots_are_held",
+    409,
+    "{held} slots are held ({hosts}), more than max_unavailable, {slots}",
+    "wait until they are given back, or begin with a higher max_unavailable",
+    {"held": 2, "hosts": "web1, web2", "slots": 1},
+)
+HOST_IS_PRESENT = ErrorSpec(
+    "host_is_present",
+    409,
+    "host {host} shows signs of life, and would join again",
+    "stop its supervisor, or empty its FLEET_ETCD_ENDPOINTS, and forget it then",
+    {"host": "web2"},
+)
+HOST_HOLDS_A_SLOT = ErrorSpec(
+    "host_holds_a_slot",
+    409,
+    "host {host} holds a slot of generation {generation}",
+    "make sure that the host is gone, and break the slot first: atlasctl fleet break {host} "
+    "--generation {generation} (POST /fleet/break)",
+    {"host": "web2", "generation": 14},
+)
+SLOT_NOT_HELD = ErrorSpec(
+    "slot_not_held",
+    409,
+    "host {host} holds no slot",
+    _FLEET_STATUS_HINT,
+    {"host": "web2"},
+)
+SLOT_HAS_CHANGED = ErrorSpec(
+    "slot_has_changed",
+    409,
+    "host {host} holds a slot of generation {present}, not {given}",
+    "the slot was given back and taken again: look at the host before you break it",
+    {"host": "web2", "present": 14, "given": 9},
+)
+FLEET_UNAVAILABLE = ErrorSpec(
+    "fleet_unavailable",
+    503,
+    "the fleet's engine did not answer: {problem}",
+    "this machine goes on by itself; atlasctl fleet status (GET /fleet) shows whether a change was "
+    "made once the engine is back",
+    {"problem": "no endpoint can be reached: Connection refused"},
+)
+FLEET_KILL_UNAVAILABLE = ErrorSpec(
+    "fleet_unavailable",
+    503,
+    "the kill switch was not set everywhere, the fleet's engine did not answer: {problem}",
+    "on each machine that you reach: atlasctl canary set {name} 0 (PUT /deploy/canary/{name} with "
+    "a percentage of 0), which needs no engine; atlasctl fleet status shows whether it was set",
+    {"problem": "no endpoint can be reached: Connection refused", "name": "vision"},
+)
+FLEET_DOCUMENT_UNREADABLE = ErrorSpec(
+    "fleet_document_unreadable",
+    503,
+    "nothing was changed: {problem}",
+    "docs/fleet.md describes the keys; etcdctl get shows what stands there",
+    {"problem": "turns/rollout can't be read: order: Field required"},
+)
+FLEET_IS_BUSY = ErrorSpec(
+    "fleet_is_busy",
+    503,
+    "nothing was changed: others changed the rollout or its slots at the same time",
+    "try it again",
 )
 
 # What the daemon can't do at the moment.

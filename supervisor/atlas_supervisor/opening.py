@@ -17,6 +17,7 @@ from atlas_supervisor.canary.service import FeatureCanaries, open_canaries
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.recovery import recover
 from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.fleet.fleet import recorded_kills
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.requests.collector import RequestCollector
 from atlas_supervisor.store.database import Database, open_database
@@ -93,7 +94,8 @@ async def _read(
     )
     registry = WorkerRegistry(database.statements)
     state, unfinished = await recover(settings, database, storage.state_file.written)
-    canaries = await open_canaries(settings, state, database, metrics.canaries.observe)
+    kills = recorded_kills(settings)
+    canaries = await open_canaries(settings, state, database, metrics.canaries.observe, kills)
     stack.callback(canaries.close)
     requests = RequestCollector(folder, database.requests)
     await requests.restore()

@@ -34,6 +34,8 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.errors import in_progress, not_durable
 from atlas_supervisor.deploy.recorder import Runs
 from atlas_supervisor.errors import RefusedError, StartRefusedError
+from atlas_supervisor.fleet.listening import bind
+from atlas_supervisor.fleet.neighbours import neighbours
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
 from atlas_supervisor.model.status import DaemonView, ReloadView
 from atlas_supervisor.probes.command import run_command
@@ -227,12 +229,14 @@ class Reloads:
         return CheckReport(version="", faults=lines[-_LINES:] or [ended])
 
     async def _bind_anew(self, known: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-        """Bind the API's next address, if it is another one; return why that is not possible."""
+        """Bind the next addresses that are other ones; return why that is not possible."""
         host, port = wanted["CONTROL_HOST"], wanted["CONTROL_PORT"]
-        if (host, port) == (known["CONTROL_HOST"], known["CONTROL_PORT"]) or port == "0":
-            return []
         try:
-            (self._fresh[CONTROL_TCP],) = await bind_tcp(host, int(port))
+            if port != "0" and (host, port) != (known["CONTROL_HOST"], known["CONTROL_PORT"]):
+                (self._fresh[CONTROL_TCP],) = await bind_tcp(host, int(port))
+            for name, key, host in neighbours(self._settings):
+                if (port := wanted.get(key, "0")) not in {"0", known[key]}:
+                    self._fresh[name] = bind(key, host, int(port))
         except StartRefusedError as refused:
             return [str(refused)]
         return []

@@ -21,6 +21,7 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.config.describe import as_text
 from atlas_supervisor.config.settings import FIELD_OF_KEY
 from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.fleet.access import check_access
 from atlas_supervisor.store import state_folder
 from atlas_supervisor.store.migrations import refuse_newer
 from atlas_supervisor.system.files import open_regular
@@ -59,11 +60,13 @@ def refused(faults: Sequence[str]) -> CheckReport:
 
 
 def shown(settings: Settings) -> dict[str, str]:
-    """Return the values on which both daemons must agree, and the API's address."""
+    """Return the values on which both daemons must agree, and the addresses that are bound anew."""
     values = {key: as_text(getattr(settings, FIELD_OF_KEY[key])) for key in FIXED}
     return values | {
         "CONTROL_HOST": str(settings.control_host),
         "CONTROL_PORT": str(settings.control_port),
+        "FLEET_AGENT_PORT": str(settings.fleet_agent_port),
+        "FLEETLOCK_PORT": str(settings.fleetlock_port),
         "WORKER_COMMAND": settings.socket_passing.value,
         "RELAY_PROXY_PROTOCOL": as_text(settings.relay_proxy_protocol),
     }
@@ -93,7 +96,13 @@ def refused_changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iter
 
 
 def _faults(settings: Settings) -> Iterator[str]:
-    checks: tuple[Callable[[Settings], object], ...] = (_state_folder, _api, _log, _database)
+    checks: tuple[Callable[[Settings], object], ...] = (
+        _state_folder,
+        _api,
+        check_access,
+        _log,
+        _database,
+    )
     for check in checks:
         try:
             check(settings)

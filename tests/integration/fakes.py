@@ -1,4 +1,4 @@
-"""Servers that want a PROXY protocol header, and a path to the daemon that ends endless answers."""
+"""Servers that want a PROXY protocol header or answer nonsense, and paths to servers that break."""
 
 from __future__ import annotations
 
@@ -110,3 +110,91 @@ def write_server(folder: Path, name: str) -> str:
     script = folder / f"{name}.sh"
     script.write_text(f"cat >conf-$1 <<END\n{config}END\nexec {command}\n")
     return f"sh {script} {{port}}"
+
+
+class Gate:
+    """A port before another one. What passes through it can be cut off, or held up in silence."""
+
+    def __init__(self, port: int, behind: int) -> None:
+        self.port = port
+        self.behind = behind
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.WriteTransport] = set()
+        self._last_request: dict[asyncio.WriteTransport, bytes] = {}
+        self._held: set[asyncio.WriteTransport] = set()
+
+    async def __aenter__(self) -> Gate:
+        """Let everything pass."""
+        await self.mend()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the port and every connection."""
+        await self.cut()
+
+    async def mend(self) -> None:
+        """Accept connections again."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+
+    async def cut(self) -> None:
+        """Refuse connections, and end those that there are."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for transport in self._open:
+            transport.abort()
+        await asyncio.sleep(0)
+
+    def hold(self, path: bytes) -> None:
+        """Pass on no more of the answers to this path that are in progress; all else goes on."""
+        self._held |= {each for each, last in self._last_request.items() if path in last}
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, onwards = await asyncio.open_connection("127.0.0.1", self.behind)
+        self._open |= {writer.transport, onwards.transport}
+        try:
+            await asyncio.gather(
+                self._pass(reader, onwards, answers=writer.transport), self._pass(there, writer)
+            )
+        finally:
+            for each in (onwards, writer):
+                each.transport.abort()
+            self._open -= {writer.transport, onwards.transport}
+            self._last_request.pop(writer.transport, None)
+
+    async def _pass(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        answers: asyncio.WriteTransport | None = None,
+    ) -> None:
+        with suppress(OSError):
+            while content := await reader.read(1 << 16):
+                if answers is not None and content.startswith(b"POST "):
+                    self._last_request[answers] = content.split(b"\r\n")[0]
+                if writer.transport not in self._held:
+                    writer.write(content)
+                    await writer.drain()
+        writer.transport.abort()
+
+
+@asynccontextmanager
+async def answering(port: int, answer: bytes, *, endless: bool = False) -> AsyncIterator[str]:
+    """Answer every request with these bytes, `endless` without an end; yield the server's URL."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+            while endless:
+                writer.write(answer[-65536:])
+                await writer.drain()
+        writer.transport.abort() if endless else writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.close()

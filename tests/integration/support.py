@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ async def get(port: int, path: str = "/", host: str = "127.0.0.1") -> tuple[int,
         session.get(f"http://{where}:{port}{path}") as answer,
     ):
         return answer.status, await answer.json(content_type=None)
+
+
+async def agent_line(port: int) -> bytes:
+    """Return the answer to an agent check of HAProxy."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        return await reader.read()
+    finally:
+        writer.close()
 
 
 async def ask_to_die(port: int) -> None:
@@ -170,3 +180,110 @@ async def bash(script: str, where: Path, **more: object) -> tuple[int, str]:
     )
     printed, _ = await process.communicate()
     return process.returncode or 0, printed.decode()
+
+
+@asynccontextmanager
+async def fleet_of_three(
+    folder: Path, endpoints: Sequence[str], settings: Mapping[str, Setting] | None = None
+) -> AsyncIterator[list[DaemonProcess]]:
+    """Daemons web1, web2 and web3 of one fleet; each has the releases r1 and r2, and serves v1."""
+    found = releases(folder, "r1", "r2")
+    async with AsyncExitStack() as stack:
+        daemons = []
+        for host in ("web1", "web2", "web3"):
+            own: dict[str, Setting] = {
+                "FLEET_ETCD_ENDPOINTS": ",".join(endpoints),
+                "FLEET_NAME": folder.name,
+                "FLEET_HOST": host,
+                "RELEASES_DIR": found,
+                "HEALTH_PROBES": 1,
+                "GUARD_SECONDS": 0,
+                **(settings or {}),
+            }
+            daemons.append(await stack.enter_async_context(scripted_daemon(folder / host, own)))
+        for daemon in daemons:
+            await until_fleet(daemon, lambda fleet: len(fresh(fleet)) == len(daemons))
+        yield daemons
+
+
+async def until_fleet(
+    daemon: DaemonProcess, holds: Callable[[dict[str, Any]], bool], *, within: float = 20.0
+) -> dict[str, Any]:
+    """Wait until the fleet, as a daemon knows it, is so, and return it."""
+    deadline = asyncio.get_running_loop().time() + within
+    while True:
+        fleet: dict[str, Any] = (await daemon.request("GET", "/fleet")).json
+        if holds(fleet):
+            return fleet
+        assert asyncio.get_running_loop().time() < deadline, json.dumps(fleet, indent=1)
+        await asyncio.sleep(0.1)
+
+
+def fresh(fleet: dict[str, Any]) -> list[str]:
+    """Return the hosts that announce themselves."""
+    return [host["name"] for host in fleet["hosts"] if host["fresh"]]
+
+
+CALLER = """
+import sys
+from atlas_worker import canary, is_canary_enabled, record_canary_call, use_canary_version
+
+for line in sys.stdin:
+    word, *rest = line.split()
+    if word == "calls":
+        for number in range(int(rest[0])):
+            try:
+                with canary.call("vision") as call:
+                    if call.is_canary and rest[1] == "bad":
+                        raise ValueError
+            except ValueError:
+                pass
+        print("done", flush=True)
+    elif word == "open":
+        call = canary.call("vision")
+        call.__enter__()
+        print(call.arm, flush=True)
+    elif word == "enabled":
+        print(is_canary_enabled(), flush=True)
+    elif word == "keys":
+        used = [use_canary_version("web", key=str(number)) for number in range(int(rest[0]))]
+        print(sum(used), flush=True)
+"""
+
+
+class Caller:
+    """A process that calls features on command."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def send(self, *words: object) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{' '.join(map(str, words))}\n".encode())
+        return (await asyncio.wait_for(self.process.stdout.readline(), 20)).decode().strip()
+
+    async def until(self, word: str, answer: str) -> None:
+        """Send a command until this is the answer."""
+        async with asyncio.timeout(10):
+            while await self.send(word) != answer:
+                pass
+
+
+@asynccontextmanager
+async def caller(daemon: DaemonProcess) -> AsyncIterator[Caller]:
+    environment = {"ATLAS_STATE_DIR": str(daemon.state_dir), "PATH": os.environ["PATH"]}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", CALLER),
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield Caller(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()

@@ -4,84 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.harness import DaemonProcess, Setting, eventually
-from tests.integration.support import scripted_daemon
+from tests.integration.support import caller, scripted_daemon
 
-ROOT = Path(__file__).parents[2]
 ON: dict[str, Setting] = {"CANARY_ENABLED": "true", "CANARY_PERCENTAGE": 0.5}
-
-CALLER = """
-import sys
-from atlas_worker import canary, is_canary_enabled, record_canary_call, use_canary_version
-
-for line in sys.stdin:
-    word, *rest = line.split()
-    if word == "calls":
-        for number in range(int(rest[0])):
-            try:
-                with canary.call("vision") as call:
-                    if call.is_canary and rest[1] == "bad":
-                        raise ValueError
-            except ValueError:
-                pass
-        print("done", flush=True)
-    elif word == "open":
-        call = canary.call("vision")
-        call.__enter__()
-        print(call.arm, flush=True)
-    elif word == "enabled":
-        print(is_canary_enabled(), flush=True)
-    elif word == "keys":
-        used = [use_canary_version("web", key=str(number)) for number in range(int(rest[0]))]
-        print(sum(used), flush=True)
-"""
-
-
-class Caller:
-    """A process that calls features on command."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-
-    async def send(self, *words: object) -> str:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{' '.join(map(str, words))}\n".encode())
-        return (await asyncio.wait_for(self.process.stdout.readline(), 20)).decode().strip()
-
-    async def until(self, word: str, answer: str) -> None:
-        """Send a command until this is the answer."""
-        async with asyncio.timeout(10):
-            while await self.send(word) != answer:
-                pass
-
-
-@asynccontextmanager
-async def caller(daemon: DaemonProcess) -> AsyncIterator[Caller]:
-    environment = {"ATLAS_STATE_DIR": str(daemon.state_dir), "PATH": os.environ["PATH"]}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-c", CALLER),
-        cwd=ROOT,
-        env=environment,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield Caller(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 def state_of(daemon: DaemonProcess) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tests.harness import Answer, DaemonProcess, Setting, eventually
+from tests.harness import Answer, DaemonProcess, Setting, eventually, free_ports
 from tests.integration.support import (
+    agent_line,
     ask_to_die,
     everything_agrees,
     public_version,
@@ -70,12 +71,14 @@ async def settled(daemon: DaemonProcess, record: dict[str, Any]) -> dict[str, An
 async def test_a_ramp_is_paused_steered_and_survives_a_kill_until_it_has_passed(
     tmp_path: Path,
 ) -> None:
-    async with scripted_daemon(tmp_path, RAMPS) as daemon:
+    [agent] = free_ports(1)
+    async with scripted_daemon(tmp_path, {**RAMPS, "FLEET_AGENT_PORT": agent}) as daemon:
         refused = await steer(daemon, "pause")
         assert (refused.status, refused.json["error"]["code"]) == (409, "nothing_to_ramp")
         record = await start(daemon, "v2")
         assert (record["result"], record["ramp"]["share"], record["ramp"]["of"]) == (None, 0.2, 3)
         assert state_file(daemon)["staging_weight"] == 0.2
+        assert await agent_line(agent) == b"up ready 50%\n"
         again = await steer(daemon, "pause")
         assert (again.status, again.json["error"]["code"]) == (409, "ramp_not_possible")
         for replayed in (None, "true"):  # the client tries again
@@ -103,6 +106,7 @@ async def test_a_ramp_is_paused_steered_and_survives_a_kill_until_it_has_passed(
         assert (await steer(daemon, "fly")).json["error"]["field"] == "action"
         record = await until_phase(daemon, "ended")
         assert record["result"] == "switched"
+        assert await agent_line(agent) == b"up ready 100%\n"
         switch = next(each for each in record["steps"] if each["name"] == "switch")
         assert "after a ramp of 3 shares" in switch["detail"]["message"]
         assert [each["share"] for each in record["ramp"]["steps"]] == [0.2, 0.6, 1]

@@ -17,7 +17,7 @@ from atlas_supervisor.cli.client import DaemonClient
 from atlas_supervisor.cli.endpoint import Endpoint
 from atlas_supervisor.cli.follow import events
 from tests.harness import DaemonProcess, eventually, free_ports
-from tests.integration.support import rows, scripted_daemon, slot, until_phase
+from tests.integration.support import agent_line, rows, scripted_daemon, slot, until_phase
 from tests.loadclient import Load, bundled_worker_mix
 
 REPOSITORY = Path(__file__).parents[2]
@@ -124,10 +124,11 @@ async def test_worker_settings_wait_for_a_deploy_and_other_settings_apply_at_onc
 ) -> None:
     async with scripted_daemon(tmp_path, worker_env={"COLOUR": "blue"}) as daemon:
         (tmp_path / "worker.env").write_text("COLOUR=green\n")
-        (port,) = free_ports(1)
+        port, agent = free_ports(2)
         before = daemon.control_port
+        ports = {"CONTROL_PORT": port, "FLEET_AGENT_PORT": agent}
 
-        status = await reload(daemon, CONTROL_PORT=port, AUTO_SWITCH_ON_HEALTH="false")
+        status = await reload(daemon, **ports, AUTO_SWITCH_ON_HEALTH="false")
 
         assert (await daemon.request_tcp("GET", "/livez")).status == 200
         with pytest.raises(aiohttp.ClientConnectorError):
@@ -140,6 +141,7 @@ async def test_worker_settings_wait_for_a_deploy_and_other_settings_apply_at_onc
 
         status = await reload(daemon, CHANNEL="beta")  # a waiting deploy is no reason against it
 
+        assert await agent_line(agent) == b"up ready 100%\n"
         assert status["channel"] == "beta"
         assert status["daemon"]["settings_pending"]
         assert status["deploy_in_progress"]

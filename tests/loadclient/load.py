@@ -23,14 +23,18 @@ class Load:
     """All loops of a mix of traffic, from `async with` on until `stop()` or its end.
 
     `report` may be read at any moment. Losses are findings, not exceptions; what `stop()` raises
-    is a fault of the client itself.
+    is a fault of the client itself. Behind a proxy (`proxied`), one connection of a client may be
+    answered by several processes.
     """
 
-    def __init__(self, host: str, port: int, mix: Sequence[Kind], *, seed: int = 0) -> None:
+    def __init__(
+        self, host: str, port: int, mix: Sequence[Kind], *, seed: int = 0, proxied: bool = False
+    ) -> None:
         self.report = Report({traffic.name: Tally() for traffic in mix})
-        self._address = (host, port)
+        self.address = (host, port)
         self._mix = mix
         self._seed = seed
+        self._proxied = proxied
         self._stopping = asyncio.Event()
         self._tokens = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
@@ -75,7 +79,7 @@ class Load:
         session = Session(
             kind.name,
             number,
-            *self._address,
+            *self.address,
             tally=self.report.kinds[kind.name],
             random=Random(f"{self._seed}/{kind.name}/{number}"),  # noqa: S311 - load is no secret
             tokens=self._tokens,
@@ -83,12 +87,12 @@ class Load:
             began=self._began,
         )
         if isinstance(kind, Traffic):
-            await http_client(kind, session)
+            await http_client(kind, session, proxied=self._proxied)
         else:
             await kind.client(session)
 
 
-async def http_client(traffic: Traffic, session: Session) -> None:
+async def http_client(traffic: Traffic, session: Session, *, proxied: bool) -> None:
     """Behave as one client: a request at a time, on one connection as long as it may."""
     tally, random = session.tally, session.random
     wire: Wire | None = None
@@ -104,7 +108,8 @@ async def http_client(traffic: Traffic, session: Session) -> None:
                 tally.connections += 1
             request = traffic.request(session.token(), random)
             try:
-                who, closes = await one(traffic, session, request, wire, who)
+                before = "" if proxied else who
+                who, closes = await one(traffic, session, request, wire, before)
                 tally.announced_closes += closes and traffic.keep_alive
                 keep = traffic.keep_alive and not closes
             except LostError as error:

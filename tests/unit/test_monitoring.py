@@ -25,7 +25,7 @@ PROMETHEUS_OWN = {"up"}
 """Series that Prometheus adds."""
 
 FUNCTIONS = re.compile(
-    r"\b(?:absent|by|changes|histogram_quantile|increase|min_over_time|or|rate|sum)\b"
+    r"\b(?:absent|by|changes|histogram_quantile|increase|max|min|min_over_time|or|rate|sum)\b"
 )
 
 

@@ -171,7 +171,7 @@ class Repository:
 
 
 @pytest.mark.timeout(180)  # two environments are made: ten times as long on a busy machine
-def test_the_environment_is_built_once_in_layers_and_anew_where_it_was_moved(
+def test_the_environment_is_built_once_in_layers_and_anew_where_it_was_moved_or_linked(
     tmp_path: Path,
 ) -> None:
     repository = Repository(tmp_path)
@@ -197,8 +197,11 @@ def test_the_environment_is_built_once_in_layers_and_anew_where_it_was_moved(
     assert repository.installed() == {*daemon, "tool"}
     assert repository.run("dev") == (0, "")
 
+    theirs = (repository.folder / ".venv").rename(tmp_path / "theirs")
+    (repository.folder / ".venv").symlink_to(theirs)
     repository.folder = repository.folder.rename(tmp_path / "elsewhere")
     repository.index.rename(tmp_path / "gone")
     status, said = repository.run()
     assert (status, "making .venv" in said, "pip failed" in said) == (1, True, True), said
     assert not list(repository.folder.glob(".venv/.made-*"))
+    assert len(list(theirs.glob(".made-*"))) == 3, "the environment behind a link was changed"

@@ -114,7 +114,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         parameters=_PATH,
         access=Access.CHANGE,
         answers=(ResponseSpec(200, "The feature's canary.", FeatureView, examples.FEATURE),),
-        errors=(errors.UNKNOWN_FEATURE, errors.NOT_DURABLE),
+        errors=(errors.UNKNOWN_FEATURE, errors.FEATURE_KILLED, errors.NOT_DURABLE),
     ),
     Route(
         method="POST",
@@ -130,7 +130,12 @@ ROUTES: tuple[AnyRoute, ...] = (
         access=Access.CHANGE,
         keyed=True,
         answers=(ResponseSpec(200, "The feature's canary.", FeatureView, examples.FEATURE),),
-        errors=(errors.UNKNOWN_FEATURE, errors.RAMP_NOT_POSSIBLE, errors.NOT_DURABLE),
+        errors=(
+            errors.UNKNOWN_FEATURE,
+            errors.FEATURE_KILLED,
+            errors.RAMP_NOT_POSSIBLE,
+            errors.NOT_DURABLE,
+        ),
     ),
     Route(
         method="POST",

@@ -216,7 +216,9 @@ def routes(rows: Iterable[AnyRoute], sessions: Sessions) -> tuple[AnyRoute, ...]
             summary="Do an action of the dashboard",
             description="What the API's own request does, by a form: `deploy`, `dry-run`, "
             "`switch`, `abort`, `rollback`, `hold`, `release`, `ramp-pause`, `ramp-resume`, "
-            "`ramp-advance`, `reset`, `reload`.",
+            "`ramp-advance`, `reset`, `reload`; of a fleet `fleet-rollout`, `fleet-pause`, "
+            "`fleet-resume`, `fleet-abort`, `fleet-rollback`, `fleet-break`, `fleet-forget`, "
+            "`fleet-kill`, `fleet-kill-all`, `fleet-reset`.",
             tag=None,
             query=Nothing,
             body=ActionForm,

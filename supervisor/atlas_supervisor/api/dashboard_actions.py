@@ -24,8 +24,13 @@ class ActionForm(BaseModel, extra="forbid"):
     """An action's fields; each action takes some of them."""
 
     form_token: Text = Field(default="", description="The token that the page has in its forms.")
-    release: Text | None = Field(default=None, description="Of `deploy` and `dry-run`.")
+    release: Text | None = Field(
+        default=None, description="Of `deploy`, `dry-run`, `fleet-rollout`."
+    )
     version: Text | None = Field(default=None, description="Of `rollback`.")
+    feature: Text | None = Field(default=None, description="Of `fleet-kill`.")
+    host: Text | None = Field(default=None, description="Of `fleet-break` and `fleet-forget`.")
+    generation: int | None = Field(default=None, description="Of `fleet-break`.")
     max_seconds: float | None = Field(
         default=None, allow_inf_nan=False, description="Of `hold`: its longest time."
     )
@@ -60,7 +65,7 @@ async def outcome(
     ok, hint = True, ""
     try:
         answer = await Asker(rows, call.control).do(target, body, call.actor)
-        message = _in_words(answer)
+        message = _in_words(answer, target)
     except RefusedError as refused:
         ok, message, hint = False, refused.message, refused.hint
     except AtlasError as error:
@@ -69,9 +74,12 @@ async def outcome(
     return Outcome(ok=ok, message=message, hint=hint, command=command, audit=entries)
 
 
-def _in_words(answer: dict[str, Any]) -> str:
-    from atlas_supervisor.cli.words import headline, ramp_now  # noqa: PLC0415  # late, as above
+def _in_words(answer: dict[str, Any], target: str) -> str:
+    from atlas_supervisor.cli.fleet_words import change_in_words  # noqa: PLC0415  # late, as above
+    from atlas_supervisor.cli.words import headline, ramp_now  # noqa: PLC0415
 
+    if target.startswith("/fleet/"):
+        return change_in_words(answer, target)
     if "deploy_id" in answer and "result" in answer:
         return f"Deploy {answer['deploy_id']}: {headline(answer)}"
     if "before" in answer:

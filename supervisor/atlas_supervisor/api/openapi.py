@@ -44,6 +44,7 @@ _TAGS = {
     "Health": "Health, liveness and readiness.",
     "Canary": "Shares of calls for new code, and the evidence on it.",
     "Metrics": "Metrics for Prometheus.",
+    "Fleet": "Many machines: one rollout, one kill switch.",
 }
 _DESCRIPTION = """Blue-green deploys on one machine.
 

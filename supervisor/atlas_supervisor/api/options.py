@@ -81,6 +81,8 @@ def _refuse_readable(settings: Settings) -> None:
             ("CONTROL_TOKEN_FILE", settings.control_token_file),
             ("CONTROL_VIEW_TOKEN_FILE", settings.control_view_token_file),
             ("CONTROL_TLS_KEY", settings.control_tls_key),
+            ("FLEET_ETCD_KEY", settings.fleet_etcd_key),
+            ("FLEET_ETCD_PASSWORD_FILE", settings.fleet_etcd_password_file),
         ),
     )
     for key, path in files:

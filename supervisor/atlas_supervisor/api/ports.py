@@ -7,9 +7,11 @@ marks the key as repeated and returns the earlier outcome.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from atlas_supervisor.fleet.view import FleetView, RolloutAction
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.audit import AuditEntry, Verification
 from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView
@@ -205,6 +207,37 @@ class MetricsPort(Protocol):
         """Count an answer of the API; `seconds` is None for a stream. Labels are bounded."""
 
 
+class FleetPort(Protocol):
+    """The fleet that this machine belongs to.
+
+    What changes it returns the fleet as it is afterwards, and is audited on this machine. It raises
+    EngineError where the engine does not do what it is asked.
+    """
+
+    async def view(self) -> FleetView:
+        """Return the fleet; while the engine is away, as this machine knew it last."""
+
+    async def begin(
+        self, release: str, *, max_unavailable: int, waves: Sequence[float], actor: Actor
+    ) -> FleetView:
+        """Begin a rollout."""
+
+    async def steer(self, action: RolloutAction, actor: Actor) -> FleetView:
+        """Pause, resume or abort the rollout, or let the hosts that have it go back."""
+
+    async def break_slot(self, host: str, generation: int, actor: Actor) -> FleetView:
+        """Take the slot away that a host took at this generation."""
+
+    async def kill(self, feature: str | None, actor: Actor) -> FleetView:
+        """Switch a feature's canary off on every host; without one, all features."""
+
+    async def reset(self, actor: Actor) -> FleetView:
+        """Let the settings of each host count again."""
+
+    async def forget(self, host: str, actor: Actor) -> FleetView:
+        """Remove a host that is gone for good."""
+
+
 @dataclass(frozen=True)
 class Control:
     """The parts of the daemon that the API uses."""
@@ -221,3 +254,5 @@ class Control:
     trail: TrailPort
     logs: LogPort
     metrics: MetricsPort
+    fleet: FleetPort | None = None
+    """None if the machine belongs to no fleet."""

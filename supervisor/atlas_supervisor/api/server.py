@@ -20,6 +20,7 @@ from atlas_supervisor.api import (
     deploy,
     docs,
     events,
+    fleet,
     health,
     history,
     logs,
@@ -61,6 +62,7 @@ def table(version: str, sessions: Sessions | None = None) -> tuple[AnyRoute, ...
         *health.ROUTES,
         *metrics.ROUTES,
         *reload.ROUTES,
+        *fleet.ROUTES,
     ]
 
     def document() -> dict[str, Any]:

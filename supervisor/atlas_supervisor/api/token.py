@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import secrets
-import stat
 from pathlib import Path
 
 from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.system.files import open_regular
+from atlas_supervisor.system.secret_file import Secret, read_secret
 
 MIN_LENGTH = 16
-MAX_LENGTH = 4096
 _MODE = 0o640
+_TOKEN = Secret("token", "remove it, and a new one is created")
 
 
 def load_or_create_token(path: Path, key: str = "CONTROL_TOKEN_FILE") -> str:
@@ -27,10 +26,10 @@ def load_or_create_token(path: Path, key: str = "CONTROL_TOKEN_FILE") -> str:
     """
     try:
         try:
-            text, fault = _read(path)
+            text, fault = read_secret(path, _TOKEN)
         except FileNotFoundError:
             _create(path)
-            text, fault = _read(path)
+            text, fault = read_secret(path, _TOKEN)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise StartRefusedError(
@@ -51,35 +50,6 @@ def load_or_create_token(path: Path, key: str = "CONTROL_TOKEN_FILE") -> str:
     if fault is not None:
         raise StartRefusedError(f"{key}: {path} {fault}")
     return token
-
-
-def _read(path: Path) -> tuple[str, str | None]:
-    """Return the content, and why other users may know it."""
-    # Outside of STATE_DIR it may be a link, as container platforms mount secrets.
-    descriptor = open_regular(path.resolve(), os.O_RDONLY)
-    with open(descriptor, "rb") as file:  # noqa: PTH123  # a descriptor
-        found = os.fstat(descriptor)
-        data = file.read(MAX_LENGTH + 1)  # a wrong path may name an endless device
-    if len(data) > MAX_LENGTH:
-        raise OSError(0, f"it has more than {MAX_LENGTH} bytes", str(path))
-    return data.decode("ascii"), _fault(found) or _fault(path.lstat())
-
-
-def _fault(found: os.stat_result) -> str | None:
-    """Return why other users may know the content or have written it, and what to do."""
-    own, mode = os.geteuid(), stat.S_IMODE(found.st_mode)
-    if found.st_uid not in {own, 0}:
-        return f"belongs to uid {found.st_uid}; remove it, and a new one is created"
-    if stat.S_ISLNK(found.st_mode):
-        return None
-    if mode & stat.S_IRWXO:
-        return (
-            f"is open to every user (mode {mode:04o}), who may know the token by now; remove it, "
-            "and a new one is created, or, if it is still a secret, chmod o= it"
-        )
-    if mode & stat.S_IWGRP and found.st_gid != os.getegid():
-        return f"is writable by the group {found.st_gid}, which is not ours; chmod g-w it"
-    return None
 
 
 def _create(path: Path) -> None:

@@ -26,6 +26,7 @@ from atlas_supervisor.canary.stats.decision import (
 from atlas_supervisor.canary.stats.outcomes import CallTracker, Tally
 from atlas_supervisor.canary.stats.rollups import ArmTallies, EvidencePoint, Rollups
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
+from atlas_supervisor.canary.stats.totals import CanaryTotals
 from atlas_supervisor.canary.stats.windows import GRACE_SLICES, SLICES_PER_SECOND, Windows
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.canary import CountsRow, EpochRow, KeyRow
@@ -108,6 +109,8 @@ class Evidence:
         """Canary calls with an outcome, by epoch."""
         self._unix = saved.unix
         """The time of the last `advance`."""
+        self.totals = CanaryTotals.none()
+        """All calls that were counted, as far as the database goes back."""
         self._parts = 1
         """How many features alpha is divided by, as of the last `advance`."""
         self._restore(saved)
@@ -188,6 +191,7 @@ class Evidence:
         self.rollups.add(
             now.unix_of(group.slice), now.unix, group.epoch, tally, canary=group.canary
         )
+        self.totals.add(row.feature, tally, canary=group.canary)
         if group.canary:
             self._step_calls[group.epoch] = self._step_calls.get(group.epoch, 0) + tally.calls
         arm = "canary" if group.canary else "stable"
@@ -294,6 +298,7 @@ class Evidence:
             "judges": {name: ramp.to_dict() for name, ramp in self._ramps.items()},
             "began": self._began,
             "step_calls": list(self._step_calls.items()),
+            "totals": self.totals.to_dict(),
         }
         return {name: json.dumps(value) for name, value in progress.items()}
 
@@ -321,6 +326,8 @@ class Evidence:
                 self._ramps[name].carry_over(each)
         self._began = dict(found.get("began", {}))
         self._step_calls = dict(found["step_calls"])
+        if "totals" in found:
+            self.totals = CanaryTotals.from_dict(found["totals"])
 
     def _new_ramp(self, feature: str, ramp: int) -> RampEvidence:
         """Return evidence that starts from stable's last hour."""

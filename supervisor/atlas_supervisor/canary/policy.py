@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import structlog
 
@@ -17,7 +18,14 @@ from atlas_supervisor.canary.evidence import Checkpoint, Evidence
 from atlas_supervisor.canary.persistence import CanaryPersistence, QueuedChanges
 from atlas_supervisor.canary.stats.ramp import Change, Feature, Rules, Stage
 from atlas_supervisor.config import Settings
-from atlas_supervisor.model.canary import CanaryPolicy, EpochRow, FallbackView, FeaturePolicy
+from atlas_supervisor.model.canary import (
+    ArmCounts,
+    CanaryPolicy,
+    EpochRow,
+    FallbackView,
+    FeaturePolicy,
+    Kills,
+)
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.failpoints import seam
@@ -63,29 +71,45 @@ def initial_features(
     return found
 
 
+@dataclass(frozen=True)
+class Latches:
+    """What turns canaries off and keeps their shares: the fallback, the fleet's kill switch."""
+
+    fallback: FallbackView | None = None
+    kills: Kills | None = None
+
+    def share(self, feature: Feature, settings: Settings) -> float:
+        """Return the effective share of a feature's canary."""
+        if not settings.canary_enabled or self.fallback is not None:
+            return 0.0
+        if self.kills is not None and self.kills.has_off(feature.name):
+            return 0.0
+        return feature.share(settings.canary_ramp)
+
+
 def policy_of(
     features: Iterable[Feature],
     settings: Settings,
     before: CanaryPolicy | None,
     *,
-    fallback: FallbackView | None,
+    latches: Latches,
     counted_from: int,
 ) -> CanaryPolicy:
     """Return the policy for workers."""
-    off = not settings.canary_enabled or fallback is not None
     return CanaryPolicy(
         enabled=settings.canary_enabled,
         salt=before.salt if before else secrets.token_hex(16),
         features={
             feature.name: FeaturePolicy(
-                share=0.0 if off else feature.share(settings.canary_ramp),
+                share=latches.share(feature, settings),
                 epoch=feature.epoch,
                 ramp=feature.ramp,
                 stage=feature.stage.value,
             )
             for feature in features
         },
-        fallback=fallback,
+        fallback=latches.fallback,
+        kills=latches.kills,
         counted_from=counted_from,
         ring_layout=LAYOUT_VERSION,
     )
@@ -96,7 +120,7 @@ def with_epochs(
     settings: Settings,
     before: CanaryPolicy | None,
     *,
-    latched: bool,
+    latches: Latches,
     fresh: frozenset[str],
     new_epoch: Callable[[], int],
 ) -> dict[str, Feature]:
@@ -105,11 +129,10 @@ def with_epochs(
     Evidence starts anew for the `fresh` ones, and where calls are drawn at random that were not
     before: a key drawn now may have been in the former ramp already and would count twice.
     """
-    off = not settings.canary_enabled or latched
     found = {}
     for name, feature in features.items():
         found[name] = feature
-        share = 0.0 if off else feature.share(settings.canary_ramp)
+        share = latches.share(feature, settings)
         policy = before.features.get(name) if before else None
         if policy is None or policy.share != share or name in fresh:
             epoch = new_epoch()
@@ -152,14 +175,19 @@ class PolicyStore:
         return self._policy
 
     @property
-    def is_latched(self) -> bool:
-        """Whether the state file says that the fallback turned canaries off."""
-        return self._state.state.canary_disabled_fallback
+    def last_fallback(self) -> FallbackView | None:
+        """The fallback in the state file, which may lack its numbers; None if there was none."""
+        known = self._policy.fallback if self._policy else None
+        if known is None and self._state.state.canary_disabled_fallback:
+            none = ArmCounts(calls=0, errors=0, error_rate=0.0)
+            why = "recorded in the state file without its numbers"
+            return FallbackView(since_ts=now(), reason=why, canary=none, stable=none)
+        return known
 
     @property
-    def last_fallback(self) -> FallbackView | None:
-        """The fallback in the state file, if its numbers are there."""
-        return self._policy.fallback if self._policy else None
+    def kills(self) -> Kills | None:
+        """The fleet's kill switch in the state file; None if it was never set."""
+        return self._policy.kills if self._policy else None
 
     def share(self, feature: str) -> float:
         """Return the effective share of a feature's canary."""
@@ -176,23 +204,26 @@ class PolicyStore:
         changes: Mapping[str, Change],
         *,
         fallback: FallbackView | None,
+        kills: Kills | None = None,
         cause: str = "the settings",
         forget: bool = False,
         make_durable: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Apply changes: state file, memory, database. Raises OSError, and nothing has changed.
 
-        `cause` is recorded for epochs of features without a change of their own. With `forget`,
-        the fallback no longer counts earlier calls. `make_durable` writes the database at once;
-        what it raises is raised, and the change is taken back.
+        `kills` replaces those in force; None leaves them. `cause` is recorded for epochs of
+        features without a change of their own. With `forget`, the fallback no longer counts
+        earlier calls. `make_durable` writes the database at once; what it raises is raised, and
+        the change is taken back.
         """
         before, newest = self._policy, self._persistence.newest_epoch
+        latches = Latches(fallback, kills or self.kills)
         fresh = frozenset(name for name, each in changes.items() if each.fresh)
         features = with_epochs(
             {**self.features, **{name: each.feature for name, each in changes.items()}},
             self._settings,
             before,
-            latched=fallback is not None,
+            latches=latches,
             fresh=fresh,
             new_epoch=self._persistence.new_epoch,
         )
@@ -202,7 +233,7 @@ class PolicyStore:
             features.values(),
             self._settings,
             before,
-            fallback=fallback,
+            latches=latches,
             counted_from=counted_from,
         )
         try:

@@ -28,9 +28,11 @@ from atlas_supervisor.canary.stats.ramp import Feature, Rules, Stage, waits_for
 from atlas_supervisor.canary.stats.rollups import ArmTallies, EvidencePoint, by_epoch
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
 from atlas_supervisor.model.canary import (
+    ArmCounts,
     ArmReport,
     ArmView,
     BothArms,
+    CanaryPolicy,
     CanaryReport,
     CanaryStats,
     CanaryView,
@@ -42,16 +44,18 @@ from atlas_supervisor.model.canary import (
     FeatureView,
     IntervalView,
     JudgementView,
+    Kills,
     LatencyView,
     StratumView,
 )
+from atlas_supervisor.model.health import Check, CheckStatus
 from atlas_supervisor.model.status import Suggestion
 from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.system.clock import now as wall_clock
 
 _UNREPORTED_SHARE = 0.05
 """A larger share of decisions without an outcome is a warning."""
 _LEAST_DECISIONS = 50
-_RESET = "an operator's reset of the fallback"
 _REMEDIES = {
     "canary_events_dropped": "See the daemon's log, and docs/canary-in-code.md for the bounds.",
     "canary_ring_refused": "The file is in STATE_DIR/canary with the suffix .refused: its process "
@@ -67,6 +71,12 @@ class FeatureEvidence(NamedTuple):
     ratios: SampleRatios
     course: Sequence[EvidencePoint]
 
+    @classmethod
+    def of(cls, evidence: Evidence, feature: str) -> FeatureEvidence:
+        """Return it as it is now."""
+        course = evidence.course(feature)
+        return cls(evidence.decision(feature), evidence.ratios(feature), course)
+
 
 class RecentStats(NamedTuple):
     """The numbers of the last hour, and the reasons to distrust those of a feature."""
@@ -75,6 +85,25 @@ class RecentStats(NamedTuple):
     """When it was computed, in minutes of Unix time."""
     stats: CanaryStats
     warnings: Mapping[str, list[str]]
+
+
+def fallback_view(canary: Arm, stable: Arm, reason: str) -> FallbackView:
+    """Return a fallback that happens now."""
+    return FallbackView(
+        since_ts=wall_clock(), reason=reason, canary=_arm_counts(canary), stable=_arm_counts(stable)
+    )
+
+
+def _arm_counts(arm: Arm) -> ArmCounts:
+    return ArmCounts(calls=arm.calls, errors=arm.errors, error_rate=arm.rate or 0.0)
+
+
+def counting_check(problems: Iterable[str], failure: str | None) -> Check:
+    """Return whether all calls are counted; `failure` is why they can't be written."""
+    found = [*problems, *([f"counts can't be written: {failure}"] if failure is not None else [])]
+    if found:
+        return Check(status=CheckStatus.WARN, message="; ".join(found))
+    return Check(status=CheckStatus.PASS, message="all rings are read, and counts are written")
 
 
 def recent_stats(evidence: Evidence, minute: int) -> RecentStats:
@@ -92,7 +121,7 @@ def feature_view(
     now: float,
     *,
     warnings: list[str],
-    fallback: FallbackView | None,
+    policy: CanaryPolicy,
 ) -> FeatureView:
     """Return one feature's canary for the status."""
     decision = evidence.decision(feature.name)
@@ -110,15 +139,21 @@ def feature_view(
         epoch=feature.epoch,
         ramp=feature.ramp,
         reason=feature.reason or (epoch.cause if epoch else ""),
-        waits_for=(
-            _RESET
-            if fallback and feature.stage is not Stage.ROLLED_BACK
-            else waits_for(feature, decision, calls, rules, now)
-        ),
-        judgement=_judgement(feature.name, decision, fallback),
+        waits_for=_latched(feature, policy) or waits_for(feature, decision, calls, rules, now),
+        killed=policy.kills is not None and policy.kills.has_off(feature.name),
+        judgement=_judgement(feature.name, decision, policy.fallback),
         pending_calls=evidence.pending_calls(feature.name),
         warnings=warnings,
     )
+
+
+def _latched(feature: Feature, policy: CanaryPolicy) -> str | None:
+    """Return the reset that a feature waits for; None if nothing has it off."""
+    if policy.kills is not None and policy.kills.has_off(feature.name):
+        return "a reset of the fleet's kill switch"
+    if policy.fallback is not None and feature.stage is not Stage.ROLLED_BACK:
+        return "an operator's reset of the fallback"
+    return None
 
 
 def _judgement(name: str, decision: Decision, fallback: FallbackView | None) -> JudgementView:
@@ -300,6 +335,13 @@ def suggestions(view: CanaryView) -> Iterator[Suggestion]:
             action="See `atlasctl canary report`. Once the cause is fixed, run "
             "`atlasctl canary reset`.",
         )
+    if view.kills is not None and (off := _killed(view.kills)):
+        yield Suggestion(
+            code="canary_killed",
+            message=f"The fleet's kill switch has {off} off, since "
+            f"{view.kills.since_ts:%F %T} UTC, set by {view.kills.by}.",
+            action="Once the cause is fixed, run `atlasctl fleet reset`.",
+        )
     for feature in view.features:
         if feature.stage == Stage.ROLLED_BACK:
             yield Suggestion(
@@ -316,3 +358,8 @@ def suggestions(view: CanaryView) -> Iterator[Suggestion]:
             )
     for code, message in view.problems.items():
         yield Suggestion(code=code, message=f"{message}.", action=_REMEDIES[code])
+
+
+def _killed(kills: Kills) -> str:
+    """Return the killed features in words; empty if there are none."""
+    return "every feature" if kills.every_feature else ", ".join(kills.features)

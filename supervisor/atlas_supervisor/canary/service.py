@@ -13,12 +13,15 @@ import structlog
 from atlas_supervisor import errors
 from atlas_supervisor.canary.call_collector import CallCollector
 from atlas_supervisor.canary.evidence import Evidence, Moment, Observe, unobserved
+from atlas_supervisor.canary.kills import apply_kills, lifted, refuse_killed
 from atlas_supervisor.canary.persistence import CanaryPersistence, newest_epoch, read_saved
 from atlas_supervisor.canary.policy import PolicyStore, initial_features, rules_of
 from atlas_supervisor.canary.report import (
     FeatureEvidence,
     RecentStats,
     build_report,
+    counting_check,
+    fallback_view,
     feature_view,
     recent_stats,
     suggestions,
@@ -35,26 +38,26 @@ from atlas_supervisor.canary.stats.ramp import (
     judge_ramp,
     reset,
     set_percentage,
+    step_anew,
 )
+from atlas_supervisor.canary.stats.totals import CanaryTotals
 from atlas_supervisor.config import Settings
 from atlas_supervisor.errors import RefusedError, StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
 from atlas_supervisor.model.canary import (
-    ArmCounts,
     CanaryReport,
     CanaryStats,
     CanaryView,
-    FallbackView,
     FeatureView,
+    Kills,
 )
-from atlas_supervisor.model.health import Check, CheckStatus
+from atlas_supervisor.model.health import Check
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.status import Suggestion
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system.account import make_folder
-from atlas_supervisor.system.clock import now
 from atlas_worker.contract import RINGS_DIRECTORY
 
 log = structlog.get_logger(__name__)
@@ -92,18 +95,12 @@ class FeatureCanaries:
 
     # The loop.
 
-    async def start(self) -> None:
+    async def start(self, kills: Kills | None) -> None:
         """Publish the policy by the present settings, which may differ from the last start's."""
         async with self._lock:
-            fallback = self._policies.last_fallback
-            if fallback is None and self._policies.is_latched:
-                fallback = FallbackView(
-                    since_ts=now(),
-                    reason="recorded in the state file without its numbers",
-                    canary=_counts(Arm()),
-                    stable=_counts(Arm()),
-                )
-            await self._policies.apply({}, fallback=fallback)
+            await self._policies.apply({}, fallback=self._policies.last_fallback)
+            if kills is not None:
+                await apply_kills(self._policies, self._persistence, kills, Moment.now().unix)
 
     async def run(self) -> None:
         """Poll the rings until cancelled."""
@@ -149,6 +146,8 @@ class FeatureCanaries:
             await self._fall_back(canary, stable, reason)
             return
         for feature in list(self._policies.features.values()):
+            if policy.kills is not None and policy.kills.has_off(feature.name):
+                continue
             ramps = feature.stage is Stage.RAMPING
             conclusion = self._evidence.conclusion(feature.name, may_promote=ramps)
             calls = self._evidence.step_calls(feature.epoch)
@@ -157,9 +156,7 @@ class FeatureCanaries:
                 await self._change(change, SUPERVISOR, change.feature.stage.value)
 
     async def _fall_back(self, canary: Arm, stable: Arm, reason: str) -> None:
-        fallback = FallbackView(
-            since_ts=now(), reason=reason, canary=_counts(canary), stable=_counts(stable)
-        )
+        fallback = fallback_view(canary, stable, reason)
         log.error("canary_fallback", why=reason)
         await self._policies.apply({}, fallback=fallback, cause="the fallback")
         self._persistence.queue_fallback(fallback)
@@ -204,6 +201,8 @@ class FeatureCanaries:
         """Set a feature's share. Raises RefusedError."""
         async with self._lock:
             change = set_percentage(self._known(feature), percentage, actor.name)
+            if percentage > 0:
+                refuse_killed(self._policies.kills, feature)
             return await self._requested(feature, change, actor, "set")
 
     async def ramp(
@@ -213,6 +212,8 @@ class FeatureCanaries:
         async with self._lock:
             known, change = self._known(feature), None
             if not await self._persistence.is_repeated(key):
+                if Action(action) not in (Action.PAUSE, Action.ROLLBACK):
+                    refuse_killed(self._policies.kills, feature)
                 unix = Moment.now().unix
                 try:
                     change = act(known, Action(action), self._rules, unix, actor.name)
@@ -250,16 +251,13 @@ class FeatureCanaries:
             return self.view()
 
     async def _reset(self, feature: str | None, actor: Actor) -> None:
-        if feature is not None:
+        if feature:
             share = self._settings.canary_percentage
             changes = {feature: reset(self._known(feature), share, actor.name)}
         else:
-            since = {"step_since": Moment.now().unix}
-            why = f"fallback reset by {actor.name}"
-            changes = {
-                name: Change(each.model_copy(update=since), why, fresh=True)
-                for name, each in self._policies.features.items()
-            }
+            unix, why = Moment.now().unix, f"fallback reset by {actor.name}"
+            features = self._policies.features.items()
+            changes = {name: step_anew(each, unix, why, fresh=True) for name, each in features}
         subject = feature or "fallback"
 
         async def audited() -> None:
@@ -267,15 +265,32 @@ class FeatureCanaries:
             await self._commit()
 
         fallback = self._policies.policy.fallback if feature else None
+        kills = None
+        if feature is None and not self._settings.fleet_etcd_endpoints:
+            kills = lifted(self._policies.kills, actor)
         try:
             await self._policies.apply(
-                changes, fallback=fallback, forget=feature is None, make_durable=audited
+                changes,
+                fallback=fallback,
+                kills=kills,
+                forget=feature is None,
+                make_durable=audited,
             )
         except (OSError, StoreError) as error:
             raise _not_durable(error) from error
         log.info("canary_reset", subject=subject, by=actor.name)
 
+    async def kill(self, kills: Kills) -> None:
+        """Apply the fleet's kill switch; workers read it then. Raises OSError, unchanged then."""
+        async with self._lock:
+            await apply_kills(self._policies, self._persistence, kills, Moment.now().unix)
+            await self._write(Moment.now())
+
     # Views.
+
+    def totals(self) -> CanaryTotals:
+        """Return all calls that were ever counted here, from memory."""
+        return self._evidence.totals
 
     def stats(self) -> CanaryStats:
         """Return the last hour's numbers, from memory."""
@@ -292,6 +307,7 @@ class FeatureCanaries:
             enabled=policy.enabled and policy.fallback is None,
             canary_disabled_fallback=policy.fallback is not None,
             fallback=policy.fallback,
+            kills=policy.kills,
             dropped_events=self._collector.dropped,
             problems=self._collector.problems(),
             late_calls=self._evidence.late,
@@ -312,25 +328,13 @@ class FeatureCanaries:
             await self._poll(at_once=True)
         until = datetime.fromtimestamp(Moment.now().unix, UTC)
         counts, epochs = await self._persistence.counts(until.timestamp(), hours)
-        known = {
-            name: FeatureEvidence(
-                self._evidence.decision(name),
-                self._evidence.ratios(name),
-                self._evidence.course(name),
-            )
-            for name in self._policies.features
-        }
+        known = {name: FeatureEvidence.of(self._evidence, name) for name in self._policies.features}
         build = partial(build_report, fallback=self._policies.policy.fallback)
         return await anyio.to_thread.run_sync(build, until, hours, epochs, counts, known)
 
     def check(self) -> Check:
         """Return whether the calls of all processes are counted, from memory."""
-        problems = list(self._collector.problems().values())
-        if self._persistence.failure is not None:
-            problems.append(f"counts can't be written: {self._persistence.failure}")
-        if problems:
-            return Check(status=CheckStatus.WARN, message="; ".join(problems))
-        return Check(status=CheckStatus.PASS, message="all rings are read, and counts are written")
+        return counting_check(self._collector.problems().values(), self._persistence.failure)
 
     def _known(self, name: str) -> Feature:
         if name not in self._policies.features:
@@ -346,7 +350,7 @@ class FeatureCanaries:
             self._evidence,
             Moment.now().unix,
             warnings=self._last_hour().warnings.get(feature.name, []),
-            fallback=self._policies.policy.fallback,
+            policy=self._policies.policy,
         )
 
 
@@ -355,19 +359,17 @@ def _not_durable(error: Exception) -> RefusedError:
     return errors.NOT_DURABLE.error(problem=problem, error=error)
 
 
-def _counts(arm: Arm) -> ArmCounts:
-    return ArmCounts(calls=arm.calls, errors=arm.errors, error_rate=arm.rate or 0.0)
-
-
 async def open_canaries(
     settings: Settings,
     state: StateKeeper,
     database: Database,
     observe: Observe = unobserved,
+    kills: Kills | None = None,
 ) -> FeatureCanaries:
     """Restore the canaries of the last daemon and publish their policy.
 
-    Raises StartRefusedError, StoreError.
+    `kills` is the fleet's kill switch as this machine knew it last. Raises StartRefusedError,
+    StoreError.
     """
     saved, features = await read_saved(database, Moment.now().unix)
     try:
@@ -392,7 +394,7 @@ async def open_canaries(
             collector=collector,
             persistence=persistence,
         )
-        await canaries.start()
+        await canaries.start(kills)
     except OSError as error:
         raise StartRefusedError(f"{settings.state_dir} can't be written: {error}") from error
     return canaries

@@ -14,6 +14,7 @@ from atlas_supervisor.cli.canary import canary
 from atlas_supervisor.cli.completion import completion
 from atlas_supervisor.cli.deploy import deploy
 from atlas_supervisor.cli.doctor import doctor
+from atlas_supervisor.cli.fleet import fleet
 from atlas_supervisor.cli.health import health
 from atlas_supervisor.cli.history import history, releases
 from atlas_supervisor.cli.hold import hold
@@ -49,6 +50,7 @@ VERBS = (
     prune,
     logs,
     canary,
+    fleet,
     audit,
     reload,
     doctor,

@@ -128,7 +128,7 @@ def _fallback(screen: Screen, fallback: Record) -> Iterator[RenderableType]:
 
 
 def _feature(screen: Screen, feature: Record) -> Iterator[RenderableType]:
-    stage = str(feature.get("stage"))
+    stage = "rolled_back" if feature.get("killed") else str(feature.get("stage"))
     since = f"for {age(feature.get('since_ts'))}" if feature.get("since_ts") else ""
     yield spaced(
         safe(feature.get("feature") or MISSING, "bold"),

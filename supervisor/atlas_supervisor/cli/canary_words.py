@@ -79,6 +79,8 @@ def _some(share: object) -> str:
 def stage_in_words(feature: Record) -> str:
     """Return the stage in words, with the step of a ramp, counted from 1."""
     words = str(feature.get("stage") or "unknown").replace("_", " ")
+    if feature.get("killed"):
+        words = f"killed in the whole fleet; {words}"
     steps, step = feature.get("steps"), feature.get("step")
     if isinstance(step, int) and isinstance(steps, list):
         return f"{words}, step {step + 1} of {len(steps)}"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from atlas_supervisor.config.settings import FIELD_OF_KEY, Settings, Sticky
 from atlas_supervisor.model.socket_passing import SocketPassing
@@ -103,15 +104,17 @@ def _warnings(settings: Settings) -> Iterator[str]:
         )
     if settings.control_tls_cert and settings.control_port == 0:
         yield "CONTROL_TLS_CERT has no effect, because CONTROL_PORT=0 turns TCP off"
-    key = settings.control_tls_key
-    if key and key.stat().st_mode & 0o007:
-        yield f"CONTROL_TLS_KEY={key} is readable by every user of this machine; use chmod o="
+    for name in ("CONTROL_TLS_KEY", "FLEET_ETCD_KEY"):
+        key = getattr(settings, FIELD_OF_KEY[name])
+        if key and key.stat().st_mode & 0o007:
+            yield f"{name}={key} is readable by every user of this machine; use chmod o="
     if settings.socket_passing is SocketPassing.FD and settings.public_port == 0:
         yield "WORKER_COMMAND has {fd}, the public socket, and with PUBLIC_PORT=0 there is none"
     yield from _about_the_relay(settings)
     yield from _about_the_holdback(settings)
     yield from _about_the_split(settings)
     yield from _about_the_stop(settings)
+    yield from _about_the_fleet(settings)
     if settings.llm_api_key_file and settings.llm_url.startswith("http://"):
         yield "LLM_URL is http://: the key in LLM_API_KEY_FILE is sent unencrypted"
 
@@ -176,4 +179,23 @@ def _about_the_stop(settings: Settings) -> Iterator[str]:
             f"DRAIN_QUIET_SECONDS={as_text(settings.drain_quiet_seconds)} is not below "
             f"DRAIN_TIMEOUT_SECONDS={as_text(settings.drain_timeout_seconds)}: every drain of a "
             "worker without the kit takes all its time"
+        )
+
+
+def _about_the_fleet(settings: Settings) -> Iterator[str]:
+    files = ("FLEET_ETCD_CA", "FLEET_ETCD_CERT", "FLEET_ETCD_PASSWORD_FILE", "FLEET_HOST")
+    given = [key for key in files if getattr(settings, FIELD_OF_KEY[key])]
+    if not settings.fleet_etcd_endpoints:
+        if given:
+            yield f"{given[0]} has no effect: FLEET_ETCD_ENDPOINTS is empty, so there is no fleet"
+        return
+    if not settings.fleet_etcd_endpoints[0].startswith("http://"):
+        return
+    hosts = [urlsplit(url).hostname or "" for url in settings.fleet_etcd_endpoints]
+    if settings.fleet_etcd_ca or settings.fleet_etcd_cert:
+        yield f"{given[0]} has no effect: FLEET_ETCD_ENDPOINTS is http://"
+    if not all(host in {"localhost", "127.0.0.1", "::1"} for host in hosts):
+        yield (
+            "FLEET_ETCD_ENDPOINTS is http://: what steers all machines is sent unencrypted, and "
+            "any program on the network may write it"
         )

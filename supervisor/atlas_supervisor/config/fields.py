@@ -32,6 +32,13 @@ from atlas_worker.contract import FEATURE_NAME_LIMIT, FEATURES_LIMIT
 PLACEHOLDERS = ("fd", "port", "slot")
 """Placeholders in a worker's command, in braces."""
 
+NAME_IN_FLEET = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+"""The name of a fleet or a host: a part of keys in etcd, and of lines that people read."""
+_NAME_IN_FLEET_IS = "a name of up to 63 letters, digits, dots, hyphens and underscores"
+
+ENDPOINTS_LIMIT = 16
+"""Far more members than an etcd cluster has."""
+
 NETWORKS_LIMIT = 32
 """So that their program fits into what an older kernel allows for one."""
 
@@ -187,6 +194,23 @@ def _features(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _endpoints(urls: tuple[str, ...]) -> tuple[str, ...]:
+    if len(urls) > ENDPOINTS_LIMIT:
+        raise ValueError(f"{len(urls)} URLs are more than {ENDPOINTS_LIMIT}")
+    for url in urls:
+        parts = urlsplit(_url(url))
+        if not url or parts.path.strip("/") or parts.query or parts.fragment:
+            raise ValueError("each is a scheme, a host and a port alone")
+        if parts.username is not None:
+            raise ValueError("name the user in FLEET_ETCD_USER")
+    plain = tuple(url.rstrip("/") for url in urls)
+    if twice := [url for url in plain if plain.count(url) > 1]:
+        raise ValueError(f"{twice[0]} is given twice")
+    if len({urlsplit(url).scheme for url in plain}) > 1:
+        raise ValueError("some are http:// and some https://")
+    return plain
+
+
 def _url(value: str) -> str:
     if value:
         parts = urlsplit(_printable(value))
@@ -278,6 +302,25 @@ OptionalText = Annotated[
     str,
     AfterValidator(_printable),
     Field(max_length=200, description="a text of up to 200 printable characters, or empty"),
+]
+Endpoints = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_split),
+    AfterValidator(_endpoints),
+    Field(
+        description=f"up to {ENDPOINTS_LIMIT} URLs with commas between, as https://a.example:2379, "
+        "all http:// or all https://; or empty for none"
+    ),
+]
+FleetName = Annotated[
+    str, Field(pattern=NAME_IN_FLEET, description=f"{_NAME_IN_FLEET_IS}, as default")
+]
+FleetHost = Annotated[
+    str,
+    Field(
+        pattern=f"^$|{NAME_IN_FLEET}",
+        description=f"{_NAME_IN_FLEET_IS}, as web-1; or empty for the machine's own name",
+    ),
 ]
 OptionalUrl = Annotated[
     str,

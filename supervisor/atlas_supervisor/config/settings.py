@@ -7,6 +7,7 @@ from functools import cached_property
 from ipaddress import IPv4Address
 from pathlib import Path
 from signal import Signals
+from socket import gethostname
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,10 +19,13 @@ from atlas_supervisor.config.fields import (
     Count,
     CountOrZero,
     Days,
+    Endpoints,
     Features,
     FileOrNone,
     FileToBe,
     FileToBeOrNone,
+    FleetHost,
+    FleetName,
     FolderToBe,
     Holdback,
     Host,
@@ -152,6 +156,16 @@ class Settings(BaseModel):
     llm_api_key_file: FileOrNone = None
     scheduler_enabled: Switch = True
     memory_enabled: Switch = True
+    fleet_etcd_endpoints: Endpoints = ()
+    fleet_name: FleetName = "default"
+    fleet_host: FleetHost = ""
+    fleet_etcd_ca: FileOrNone = None
+    fleet_etcd_cert: FileOrNone = None
+    fleet_etcd_key: FileOrNone = None
+    fleet_etcd_user: OptionalText = ""
+    fleet_etcd_password_file: FileOrNone = None
+    fleetlock_port: PortOrOff = 0
+    fleet_agent_port: PortOrOff = 0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         Lower,
@@ -175,6 +189,11 @@ class Settings(BaseModel):
     def alpha_of_a_test(self) -> float:
         """GUARD_ALPHA's part for the guard's record, and for a comparison of both versions."""
         return self.guard_alpha / 2 if self.ramp or self.guard_holdback else self.guard_alpha
+
+    @property
+    def host_in_fleet(self) -> str:
+        """This machine's name in the fleet."""
+        return self.fleet_host or gethostname()
 
     @property
     def slot_ports(self) -> dict[SlotName, int]:

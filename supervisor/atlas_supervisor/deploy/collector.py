@@ -297,7 +297,10 @@ class GaugeCollector:
         events: EventHub,
         state: StateKeeper,
         requests: Callable[[], Requests],
+        more: Callable[[], Iterable[Metric]] = tuple,
     ) -> None:
+        """`more` returns the gauges of parts that deploys know nothing of."""
+        self._more = more
         self._queries = queries
         self._slots = slots
         self._plane = plane
@@ -311,7 +314,8 @@ class GaugeCollector:
         return Exposition(metrics, self._look)
 
     def _look(self) -> Iterator[Metric]:
-        return gauges(
+        yield from self._more()
+        yield from gauges(
             Snapshot(
                 status=self._queries.status(),
                 state=self._state.state,

@@ -11,6 +11,7 @@ from shlex import quote
 
 from atlas_supervisor.config import load_settings
 from atlas_supervisor.config.settings import FIELD_OF_KEY
+from atlas_supervisor.doctor.engine import engine
 from atlas_supervisor.doctor.finding import Finding, Report, fail, report, warn
 from atlas_supervisor.doctor.installation import HiddenError, installation, running_daemon
 from atlas_supervisor.doctor.machine import machine
@@ -32,7 +33,7 @@ def examine(env_file: Path | None) -> Report:
         daemon = running_daemon(settings.state_dir)
     except HiddenError:
         daemon = None
-    found = [*overridden(), *installation(settings, env_file)]
+    found = [*overridden(), *installation(settings, env_file), *engine(settings)]
     return report([*found, *machine(daemon.pid if daemon else None)])
 
 

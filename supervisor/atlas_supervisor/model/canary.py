@@ -37,6 +37,22 @@ class FallbackView(BaseModel, frozen=True):
     stable: ArmCounts = Field(description="Stable calls of the same hour.")
 
 
+class Kills(BaseModel, frozen=True, extra="ignore"):
+    """The features that the fleet's kill switch has off on this machine."""
+
+    epoch: int = Field(description="The kill switch's epoch; only a higher one changes anything.")
+    every_feature: bool = Field(default=False, description="Whether all features are off.")
+    features: tuple[str, ...] = Field(
+        default=(), description="The features that are off; also those that this machine lacks."
+    )
+    since_ts: datetime = Field(description="When the kill switch was set.")
+    by: str = Field(description="Who has set it.")
+
+    def has_off(self, feature: str) -> bool:
+        """Return whether a feature is off."""
+        return self.every_feature or feature in self.features
+
+
 class CanaryPolicy(BaseModel, frozen=True, extra="ignore"):
     """The part of `deploy_state.json` that workers read."""
 
@@ -45,6 +61,8 @@ class CanaryPolicy(BaseModel, frozen=True, extra="ignore"):
     """Mixed into the hash of keys, so that each installation selects different keys."""
     features: dict[str, FeaturePolicy]
     fallback: FallbackView | None = None
+    kills: Kills | None = None
+    """None if the fleet never set its kill switch, or there is no fleet."""
     counted_from: int = 0
     """The fallback counts calls from this epoch on; a reset moves it forward."""
     ring_layout: int = 1
@@ -165,6 +183,10 @@ class FeatureView(BaseModel, frozen=True):
     ramp: int = Field(description="The first epoch whose calls count as evidence.")
     reason: str = Field(description="What led to this stage, in words.")
     waits_for: str | None = Field(description="What the ramp waits for; null if for nothing.")
+    killed: bool = Field(
+        default=False,
+        description="Whether the fleet's kill switch has it off. Its share or ramp is kept.",
+    )
     judgement: JudgementView = Field(description="What the evidence says.")
     pending_calls: int = Field(description="Calls without an outcome that counts yet.")
     warnings: list[str] = Field(description="Reasons not to trust the numbers.")
@@ -176,6 +198,9 @@ class CanaryView(BaseModel, frozen=True):
     enabled: bool = Field(description="Whether canaries are on: CANARY_ENABLED, and no fallback.")
     canary_disabled_fallback: bool = Field(description="Whether the fallback turned canaries off.")
     fallback: FallbackView | None = Field(description="When and why it did; null if it did not.")
+    kills: Kills | None = Field(
+        default=None, description="The fleet's kill switch as it is applied; null if never set."
+    )
     dropped_events: int = Field(
         description="Calls lost because a process's ring was full or could not be created."
     )

@@ -60,6 +60,16 @@ def replace(path: Path, content: str, *, shared: bool = False) -> None:
         raise
 
 
+@seam("state-folder-sync")
+def sync_folder(folder: Path) -> None:
+    """Let files stay that were renamed in it, should the machine die now. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _content(state: DeployState) -> str:
     return json.dumps(state.model_dump(mode="json"), indent=2) + "\n"
 
@@ -126,22 +136,14 @@ class StateFile:
                 errno.EFBIG, f"more than {STATE_BYTES_LIMIT} bytes, which no worker reads"
             )
         replace(self.path, content, shared=True)
-        self._sync_folder()
+        sync_folder(self.path.parent)
 
     def set_aside(self, stamp: str) -> Path:
         """Rename the file out of the way, keeping it for a person to look at."""
         aside = self.path.with_name(f"{self.path.name}.unreadable-{stamp}")
         self.path.rename(aside)
-        self._sync_folder()
+        sync_folder(self.path.parent)
         return aside
-
-    @seam("state-folder-sync")
-    def _sync_folder(self) -> None:
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 class StateCopy:

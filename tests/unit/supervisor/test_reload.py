@@ -208,13 +208,16 @@ async def test_every_fault_refuses_it_as_a_line(
     assert stage.audits == [("reload", "refused")]
 
 
-async def test_an_address_that_can_not_be_bound_refuses_it(stage: Stage) -> None:
+@pytest.mark.parametrize("key", ["CONTROL_PORT", "FLEET_AGENT_PORT", "FLEETLOCK_PORT"])
+async def test_an_address_that_can_not_be_bound_refuses_it(stage: Stage, key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        stage.answers(CONTROL_PORT=str(port))
+        changes: dict[str, Any] = {key: str(port)}
+        stage.answers(**changes)
         refused = await stage.refused()
 
-    assert refused.extra["lines"][0].startswith(f"CONTROL_PORT={port} is taken: ")
+    assert refused.extra["lines"][0].startswith(f"{key}={port} ")
+    assert " is taken: " in refused.extra["lines"][0]
 
 
 async def test_a_check_that_does_not_end_fails_the_reload(

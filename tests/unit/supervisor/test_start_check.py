@@ -91,6 +91,25 @@ def test_a_view_token_is_looked_at_like_the_token_and_not_made(tmp_path: Path) -
     assert SECRET not in fault
 
 
+def test_a_password_for_etcd_that_others_may_know_or_that_is_none_is_a_fault(
+    tmp_path: Path,
+) -> None:
+    password = tmp_path / "password"
+    fleet = {"FLEET_ETCD_ENDPOINTS": "http://127.0.0.1:1", "FLEET_HOST": "web1"}
+    settings = {**fleet, "FLEET_ETCD_USER": "atlas", "FLEET_ETCD_PASSWORD_FILE": password}
+    password.write_text(f"{SECRET}\n")
+    password.chmod(0o600)
+    assert checked(tmp_path, **settings).faults == []
+    password.chmod(0o604)
+    (fault,) = checked(tmp_path, **settings).faults
+    assert fault.startswith(f"FLEET_ETCD_PASSWORD_FILE: {password} is open to every user")
+    assert SECRET not in fault
+    password.chmod(0o600)
+    password.write_text("\n")
+    (fault,) = checked(tmp_path, **settings).faults
+    assert fault == f"FLEET_ETCD_PASSWORD_FILE: {password} must have one line, the password"
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_token_that_could_not_be_made_is_a_fault(tmp_path: Path) -> None:
     folder = tmp_path / "sealed"

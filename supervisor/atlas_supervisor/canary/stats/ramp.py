@@ -198,6 +198,11 @@ def reset(feature: Feature, percentage: float, who: str) -> Change:
     return Change(fresh, f"reset by {who}", fresh=True)
 
 
+def step_anew(feature: Feature, now: float, why: str, *, fresh: bool = False) -> Change:
+    """Return the feature as it is, with the time on its step beginning anew."""
+    return Change(feature.model_copy(update={"step_since": now}), why, fresh=fresh)
+
+
 def _start(feature: Feature, rules: Rules, now: float, who: str) -> Change:
     if rules.last < 0:
         raise RampError(

@@ -1,12 +1,14 @@
-"""Feature canaries that remember what they were asked, for tests of the API."""
+"""Feature canaries and a fleet that remember what they were asked, for tests of the API."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from atlas_supervisor.api import examples
-from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.api import examples, fleet_examples
+from atlas_supervisor.errors import AtlasError, RefusedError
+from atlas_supervisor.fleet.view import FleetView, RolloutAction
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
@@ -45,3 +47,41 @@ class PlayedCanaries:
         if self.refusal:
             raise self.refusal
         return examples.FEATURE
+
+
+@dataclass
+class PlayedFleet:
+    """Answers with the document's example, or another view."""
+
+    refusal: AtlasError | None = None
+    shown: FleetView = fleet_examples.FLEET
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+
+    async def view(self) -> FleetView:
+        return self.shown
+
+    async def begin(
+        self, release: str, *, max_unavailable: int, waves: Sequence[float], actor: Actor
+    ) -> FleetView:
+        return self._answer("begin", release, max_unavailable, list(waves), actor.name)
+
+    async def steer(self, action: RolloutAction, actor: Actor) -> FleetView:
+        return self._answer(action.value, actor.name)
+
+    async def break_slot(self, host: str, generation: int, actor: Actor) -> FleetView:
+        return self._answer("break", host, generation, actor.name)
+
+    async def kill(self, feature: str | None, actor: Actor) -> FleetView:
+        return self._answer("kill", feature, actor.name)
+
+    async def reset(self, actor: Actor) -> FleetView:
+        return self._answer("reset", actor.name)
+
+    async def forget(self, host: str, actor: Actor) -> FleetView:
+        return self._answer("forget", host, actor.name)
+
+    def _answer(self, *asked: Any) -> FleetView:
+        self.asked.append(asked)
+        if self.refusal:
+            raise self.refusal
+        return self.shown

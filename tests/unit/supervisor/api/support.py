@@ -41,7 +41,7 @@ from atlas_supervisor.model.status import HoldView, ReloadView, SplitView, Statu
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.workers.output import WorkerLog
 from tests.harness import free_ports
-from tests.unit.supervisor.api.fakes import PlayedCanaries
+from tests.unit.supervisor.api.fakes import PlayedCanaries, PlayedFleet
 
 TOKEN = "a-token-hard-to-guess"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -95,6 +95,7 @@ class MemoryControl:
     feeds: list[MemoryFeed] = field(default_factory=list)
     prepare: Callable[[MemoryFeed], None] | None = None
     canaries: PlayedCanaries = field(default_factory=PlayedCanaries)
+    fleet: PlayedFleet | None = field(default_factory=PlayedFleet)
 
     def __post_init__(self) -> None:
         self.go_on.set()
@@ -391,6 +392,7 @@ async def running(
         holds=server.control,
         reloads=server.control,
         canary=server.control.canaries,
+        fleet=server.control.fleet,
         health=server.control,
         audit=server.audit,
         trail=server.audit,

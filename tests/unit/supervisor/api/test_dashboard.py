@@ -353,6 +353,29 @@ DONE: list[tuple[str, dict[str, str], Any, str]] = [
     ("reload", {}, ("reload", None), "atlasctl reload"),
 ]
 """Each action with its form's fields, what the daemon is asked, and the command."""
+DONE_TO_FLEET: list[tuple[str, dict[str, str], Any, str]] = [
+    (
+        "fleet-rollout",
+        {"release": "1.4.0"},
+        ("begin", "1.4.0", 1, [1, 0.1, 1]),
+        "atlasctl fleet rollout 1.4.0",
+    ),
+    ("fleet-pause", {}, ("pause",), "atlasctl fleet pause"),
+    ("fleet-resume", {}, ("resume",), "atlasctl fleet resume"),
+    ("fleet-abort", {}, ("abort",), "atlasctl fleet abort"),
+    ("fleet-rollback", {}, ("rollback",), "atlasctl fleet rollback"),
+    (
+        "fleet-break",
+        {"host": "web2", "generation": "17"},
+        ("break", "web2", 17),
+        "atlasctl fleet break web2 --generation 17",
+    ),
+    ("fleet-forget", {"host": "web9"}, ("forget", "web9"), "atlasctl fleet forget web9"),
+    ("fleet-kill", {"feature": "vision"}, ("kill", "vision"), "atlasctl fleet kill vision"),
+    ("fleet-kill-all", {}, ("kill", None), "atlasctl fleet kill all"),
+    ("fleet-reset", {}, ("reset",), "atlasctl fleet reset"),
+]
+"""The same for the actions on a fleet."""
 
 
 async def test_each_action_does_what_its_command_does_in_the_name_of_the_session(
@@ -373,7 +396,33 @@ async def test_each_action_does_what_its_command_does_in_the_name_of_the_session
             )
             assert (answer.status, answer.json["command"]) == (200, command)
             assert server.control.asked == [(*asked, actor)]
-    assert {action for action, *_ in DONE} == set(ACTIONS)
+
+
+async def test_each_action_on_a_fleet_does_what_its_command_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atlas_supervisor.api.dashboard_actions._AUDIT_SECONDS", 0)
+    async with running(tmp_path) as server:
+        session = await signed_in(server)
+        shown = await server.tcp("GET", "/", headers=session)
+        played = server.control.fleet
+        assert played
+        for action, fields, asked, command in DONE_TO_FLEET:
+            played.asked.clear()
+            data = {"form_token": form_token(shown), **fields}
+            answer = await server.tcp(
+                "POST", f"/dashboard/actions/{action}", headers=session, data=data
+            )
+            assert (answer.status, answer.json["command"]) == (200, command)
+            assert played.asked == [(*asked, f"session:{session['Cookie'].split('.')[2]}")]
+        nameless = await server.tcp(
+            "POST",
+            "/dashboard/actions/fleet-kill",
+            headers=session,
+            data={"form_token": form_token(shown), "feature": ""},
+        )
+    assert nameless.json["ok"] is False  # else it would be a kill of all
+    assert {action for action, *_ in [*DONE, *DONE_TO_FLEET]} == set(ACTIONS)
 
 
 async def test_an_actions_audit_entries_are_in_its_outcome(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 
 from aiohttp import web
 
-from atlas_supervisor.api import examples
+from atlas_supervisor.api import examples, fleet_examples
 from tests.harness import eventually
 
 FEATURE: dict[str, Any] = examples.FEATURE.model_dump(mode="json")
 VIEW: dict[str, Any] = examples.VIEW.model_dump(mode="json")
 EARLIER: dict[str, Any] = examples.EARLIER.model_dump(mode="json")
+FLEET: dict[str, Any] = fleet_examples.FLEET.model_dump(mode="json")
 REPORT: dict[str, Any] = examples.REPORT.model_dump(mode="json")
 
 

@@ -76,6 +76,18 @@ async def test_a_feature_shows_share_step_evidence_and_what_it_waits_for(
     ]
 
 
+async def test_a_killed_feature_shows_the_share_that_it_has_after_the_kill(
+    daemon: Played, atlasctl: Call
+) -> None:
+    waits = "a reset of the fleet's kill switch"
+    killed = {**FEATURE, "killed": True, "share": 0.0, "waits_for": waits}
+    lines = await shown(daemon, atlasctl, {**VIEW, "features": [killed]})
+    assert lines[2].startswith(
+        "vision  no calls (10 % when on)  killed in the whole fleet; ramping, step 2 of 4  for "
+    )
+    assert f"  waits for  {waits}" in lines
+
+
 @pytest.mark.parametrize("number", ["1234", "1,234"])
 async def test_the_number_of_missing_calls_is_shown_once(
     daemon: Played, atlasctl: Call, number: str

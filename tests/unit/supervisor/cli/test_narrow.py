@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.supervisor.cli.fakes import (
+    FLEET,
     REPORT,
     VIEW,
     Played,
@@ -83,6 +84,19 @@ HEALTH = {
     "version": VERSION,
     "age_seconds": 1.2,
 }
+FLEET_STATUS = {
+    **FLEET,
+    "hosts": [
+        {**FLEET["hosts"][0], "name": "web-eu-1.shop", "version": VERSION},
+        {
+            **FLEET["hosts"][1],
+            "name": "web-eu-2.shop",
+            "version": "1.0",
+            "part": {"state": "failed", "reason": REASON},
+        },
+    ],
+    "rollout": {**FLEET["rollout"], "rollout_id": ID},
+}
 CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "status": ("/deploy/status", STATUS, {ID, VERSION, "4194303", "4194302", "4194301", "8791"}),
     "history": ("/deploy/history", {"deploys": [FAILED, WAITING]}, {ID, OTHER_ID, VERSION}),
@@ -91,6 +105,7 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     f"show {ID}": (f"/deploy/{ID}", FAILED, {ID, VERSION}),
     "health": ("/health", HEALTH, {VERSION, "db_integrity"}),
     "canary status": ("/deploy/canary", VIEW, {"vision"}),
+    "fleet status": ("/fleet", FLEET_STATUS, {"web-eu-1.shop", "web-eu-2.shop", VERSION, ID}),
     "canary report --strata": ("/deploy/canary/report", REPORT, {"vision"}),
 }
 """What a call asks, its answer, and the words that must stand there unbroken."""

@@ -133,3 +133,50 @@ def test_a_missing_folder_of_releases_is_a_fault_unless_a_recorded_release_can_s
 
 def not_asked(_settings: Settings) -> bool:
     raise AssertionError("the record is looked at only if a folder is missing")
+
+
+FLEET = "FLEET_HOST=a\nFLEET_ETCD_ENDPOINTS=https://a.example:2379\n"
+
+
+@pytest.mark.parametrize("key", ["FLEETLOCK_PORT", "FLEET_AGENT_PORT"])
+def test_a_port_of_the_fleet_is_alike_to_no_other(faults: Faults, key: str) -> None:
+    (fault,) = faults(f"{FLEET}{key}=8793")
+    assert fault.startswith(f"CONTROL_PORT=8793 and {key}=8793: accepted: a port of its own")
+
+
+@pytest.mark.parametrize("key", ["FLEET_ETCD_CERT", "FLEET_ETCD_KEY", "FLEET_ETCD_PASSWORD_FILE"])
+def test_half_of_a_pair_for_etcd_is_refused(
+    faults: Faults, pair: tuple[Path, Path], key: str
+) -> None:
+    (fault,) = faults(f"{FLEET}{key}={pair[0]}")
+    assert fault.startswith(f"{key}={pair[0]}: without ")
+    assert "accepted: both or neither" in fault
+
+
+def test_a_file_without_an_authority_is_refused(faults: Faults, pair: tuple[Path, Path]) -> None:
+    (fault,) = faults(f"{FLEET}FLEET_ETCD_CA={pair[1]}")
+    assert fault.startswith(f"FLEET_ETCD_CA={pair[1]}: ")
+    assert "accepted: certificates of authorities in PEM" in fault
+
+
+@pytest.mark.parametrize("name", ["localhost", "localhost.localdomain", "no name"])
+def test_a_machine_without_a_name_of_its_own_needs_one_in_the_fleet(
+    faults: Faults, load: Load, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("atlas_supervisor.config.settings.gethostname", lambda: name)
+    endpoints = "FLEET_ETCD_ENDPOINTS=https://a.example:2379"
+    (fault,) = faults(endpoints)
+    assert fault.startswith("FLEET_HOST=: accepted: a name that no other machine of the fleet has")
+    assert load(f"{endpoints}\nFLEET_HOST=web-1").host_in_fleet == "web-1"
+
+
+def test_a_fleet_without_encryption_beyond_this_machine_is_warned_about(load: Load) -> None:
+    near, far = (f"FLEET_HOST=a\nFLEET_ETCD_ENDPOINTS=http://{host}:1" for host in ("[::1]", "b"))
+    assert not [line for line in warnings(load(near)) if "FLEET" in line]
+    (line,) = [line for line in warnings(load(far)) if "FLEET" in line]
+    assert "is sent unencrypted" in line
+
+
+def test_settings_of_a_fleet_that_is_off_are_warned_about(load: Load) -> None:
+    (line,) = [line for line in warnings(load("FLEET_HOST=a")) if "FLEET" in line]
+    assert line.startswith("FLEET_HOST has no effect: FLEET_ETCD_ENDPOINTS is empty")

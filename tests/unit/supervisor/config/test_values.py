@@ -77,6 +77,15 @@ BAD = {
     "CANARY_RETENTION_DAYS": ["0", "forever"],
     "LLM_URL": ["localhost:8080", "ftp://host/", "http://", "http://host:99999/"],
     "LLM_API_KEY_FILE": ["gone"],
+    "FLEET_ETCD_ENDPOINTS": [
+        *("localhost:2379", "ftp://a:1", "http://a:1,http://a:1/", "http://a:1,https://b:1", ","),
+        *("http://a:1/v3", ",".join(f"http://a:{each}" for each in range(1, 18))),
+    ],
+    "FLEET_NAME": ["", "a/b", "-a", "x" * 64, "a b"],
+    "FLEET_HOST": ["a/b", ".a", "ü"],
+    "FLEET_ETCD_CA": ["gone", "atlas.env"],
+    "FLEETLOCK_PORT": ["65536", "9000", ""],
+    "FLEET_AGENT_PORT": ["-1"],
     "LOG_LEVEL": ["loud", ""],
 }
 
@@ -125,6 +134,14 @@ def test_a_bad_value_is_refused_with_what_is_accepted(faults: Faults, key: str, 
                 IPv6Network("2001:db8::/48"),
             ),
         ),
+        ("FLEET_ETCD_ENDPOINTS=", "fleet_etcd_endpoints", ()),
+        (
+            "FLEET_HOST=a\nFLEET_ETCD_ENDPOINTS=https://a.example:2379/, https://[::1]:2379",
+            "fleet_etcd_endpoints",
+            ("https://a.example:2379", "https://[::1]:2379"),
+        ),
+        ("FLEET_HOST=", "fleet_host", ""),
+        ("FLEET_AGENT_PORT=9000", "fleet_agent_port", 9000),
         ("LOG_LEVEL=DEBUG", "log_level", "debug"),
         ("LLM_URL=http://127.0.0.1:8080/v1", "llm_url", "http://127.0.0.1:8080/v1"),
         (

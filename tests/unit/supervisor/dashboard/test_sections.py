@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from atlas_supervisor.api import examples
+from atlas_supervisor.api import examples, fleet_examples
 from atlas_supervisor.dashboard import page
 from atlas_supervisor.dashboard.answers import Answers, Audience
-from atlas_supervisor.dashboard.sections import actions, change, deploy, headline, slots
+from atlas_supervisor.dashboard.sections import actions, change, deploy, fleet, headline, slots
 from tests.unit.supervisor.dashboard.support import AT, EARLIER, answers, as_json, html, slot
 
 NOT_READY = {"error": {"code": "not_ready", "message": "no active worker takes traffic"}}
@@ -262,3 +262,73 @@ def test_text_from_outside_is_escaped_everywhere() -> None:
     shown = "".join(html(name, given) for name in page.SECTIONS)
     assert "<img" not in shown
     assert "&lt;img" in shown
+
+
+# The fleet.
+
+FLEET_OFF = {"error": {"code": "fleet_is_off", "message": "this machine belongs to no fleet"}}
+
+
+def in_a_fleet(name: str, **found: Any) -> dict[str, Any]:
+    """Return the answer of a fleet, one of the document's examples."""
+    return {fleet.FLEET: {**as_json(getattr(fleet_examples, name)), **found}}
+
+
+def test_without_a_fleet_its_section_is_empty() -> None:
+    assert html("fleet", answers({fleet.FLEET: FLEET_OFF})).strip() == ""
+
+
+def test_the_fleet_says_who_serves_what_the_rollout_does_and_why_a_host_waits() -> None:
+    shown = html("fleet", answers(in_a_fleet("FLEET")))
+    assert "All 3 hosts serve 1.3.2 (2) and 1.4.0 (1)" in shown
+    assert "1.4.0: running, 1 of 3 hosts passed" in shown
+    assert "web2 deploys" in shown
+    assert "waits: 1 of 1 slots is held by web2" in shown
+    assert "web2 for" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("FLEET", ["fleet-pause", "fleet-abort", "fleet-rollback", "fleet-kill-all"]),
+        ("PAUSED", ["fleet-resume", "fleet-abort", "fleet-rollback", "fleet-kill-all"]),
+        ("ABORTED", ["fleet-rollout", "fleet-rollback", "fleet-kill-all"]),
+        ("BACK", ["fleet-pause", "fleet-abort", "fleet-kill-all"]),
+        (
+            "KILLED",
+            ["fleet-pause", "fleet-abort", "fleet-rollback", "fleet-kill-all", "fleet-reset"],
+        ),
+    ],
+)
+def test_the_possible_actions_on_a_fleet_are_offered_to_operators_alone(
+    name: str, wanted: list[str]
+) -> None:
+    found = in_a_fleet(name)
+    assert fleet.view(answers(found))["actions"] == wanted
+    assert fleet.view(answers(found, Audience.VIEWER))["actions"] == []
+    assert "data-action" not in html("fleet", answers(found, Audience.VIEWER))
+
+
+def test_a_lost_host_is_red_and_has_the_button_that_frees_its_slot_or_forgets_it() -> None:
+    shown = html("fleet", answers(in_a_fleet("HALTED")))
+    assert "atlasctl fleet forget web2" in shown
+
+    hosts = as_json(fleet_examples.FLEET)["hosts"]
+    hosts[1] |= {"fresh": False, "serves": False}
+    shown = html("fleet", answers(in_a_fleet("FLEET", hosts=hosts)))
+    assert "atlasctl fleet break web2 --generation 17" in shown
+    assert "2 of 3 hosts serve" in shown
+
+
+def test_each_feature_has_its_kill_switch_unless_it_is_killed() -> None:
+    assert "atlasctl fleet kill vision" in html("fleet", answers(in_a_fleet("FLEET")))
+    shown = html("fleet", answers(in_a_fleet("KILLED")))
+    assert "off everywhere" in shown
+    assert "atlasctl fleet kill vision" not in shown
+
+
+def test_while_the_engine_is_away_the_fleet_has_no_button() -> None:
+    engine = {"connected": False, "since_ts": AT.isoformat(), "error": "no leader"}
+    shown = html("fleet", answers(in_a_fleet("FLEET", engine=engine)))
+    assert "no leader" in shown
+    assert "data-action" not in shown

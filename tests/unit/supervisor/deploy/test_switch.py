@@ -13,6 +13,7 @@ from atlas_supervisor.deploy import switch as switching
 from atlas_supervisor.deploy.machine import Event
 from atlas_supervisor.deploy.switch import Landing, LandingCheck
 from atlas_supervisor.model.slot import SlotName, SlotState
+from atlas_supervisor.store.state_keeper import sync_folder
 from tests.harness import eventually
 from tests.unit.supervisor.deploy.support import kill, ready
 from tests.unit.supervisor.workers.support import SLEEP, release
@@ -53,14 +54,14 @@ async def test_a_rename_that_can_not_be_made_durable_is_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ready(tmp_path, monkeypatch) as it:
-        sync, failures = it.file._sync_folder, iter([True])
+        failures = iter([True])
 
-        def fails_once() -> None:
+        def fails_once(folder: Path) -> None:
             if next(failures, False):
                 raise OSError(5, "Input/output error")
-            sync()
+            sync_folder(folder)
 
-        monkeypatch.setattr(it.file, "_sync_folder", fails_once)
+        monkeypatch.setattr("atlas_supervisor.store.state_keeper.sync_folder", fails_once)
         assert not (await it.switch.flip()).has_passed
         assert it.has(BLUE)
 

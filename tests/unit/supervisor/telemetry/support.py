@@ -9,9 +9,10 @@ from typing import Any
 
 from prometheus_client import Metric
 
-from atlas_supervisor.api import examples
+from atlas_supervisor.api import examples, fleet_examples
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.collector import Snapshot, gauges
+from atlas_supervisor.fleet.gauges import fleet_gauges
 from atlas_supervisor.model.canary import CanaryPolicy, FeaturePolicy
 from atlas_supervisor.model.deploy import BEGUN, DeployEvent, DeployRecord, Mode, PublishedEvent
 from atlas_supervisor.model.histogram import Histogram
@@ -95,7 +96,11 @@ def everything(folder: Path, pid: int) -> list[Metric]:
     metrics.probes.probed(8791, probe_result(Verdict.PASS, 0.1))
     metrics.requests.answered("GET", "/livez", 200, 0.1)
     status = examples.STATUS.model_copy(update={"health_score": 97})
-    return [*metrics.registry.collect(), *read_gauges(status)]
+    return [
+        *metrics.registry.collect(),
+        *read_gauges(status),
+        *fleet_gauges(fleet_examples.FLEET),
+    ]
 
 
 def sample_names(families: Iterable[Metric]) -> set[str]:

@@ -1,0 +1,291 @@
+r"""A host's part in the fleet's rollouts: takes a slot in its turn, deploys, gives the slot back.
+
+    look --> wait, with a reason
+     ^  \--> take a slot --> use it: deploy by the host's own gates and guard --> give it back
+     |                           (given up if the rollout is aborted or replaced)       |
+     +----------------------------------------------------------------------------------+
+
+Nothing is remembered but what stands in the engine and in the host's own database. A slot is held
+if the engine says so, whether this process took it, an earlier one, or a commit whose answer was
+lost. So each step begins with a read, and a commit without an answer needs no care of its own: the
+next read shows what came of it. A deploy's key has the slot's generation in it, so that one slot is
+one deploy: a host that restarts goes on with it, and one that comes back after its slot was broken
+can begin nothing with it.
+
+A host of a thousand can't read a thousand documents at each change. So what is watched (`turns/`)
+decides first, if it can; what it can't decide is looked at closely.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import anyio
+import structlog
+
+from atlas_supervisor.errors import DEPLOY_IN_PROGRESS, STOPPING, RefusedError
+from atlas_supervisor.fleet.documents import (
+    HOSTS,
+    RESULTS,
+    TURNS,
+    Direction,
+    Holder,
+    Rollout,
+    UnreadableDocumentError,
+)
+from atlas_supervisor.fleet.engine import Changes, Engine, EngineError, Entry, Snapshot
+from atlas_supervisor.fleet.local import LocalOutcome, LocalSupervisor
+from atlas_supervisor.fleet.semaphore import free_slots
+from atlas_supervisor.fleet.situation import ALL, Situation, Turns
+from atlas_supervisor.fleet.turn import (
+    OPEN,
+    Take,
+    Use,
+    Wait,
+    decide,
+    give_back,
+    is_far,
+    reached,
+    reason_to_stay,
+    reason_to_wait,
+)
+from atlas_supervisor.system.clock import now
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often a host looks closely, in seconds. What stands under `turns/` is watched besides."""
+
+    near: float = 2.0
+    """While its turn may have come, while it uses a slot, and while the engine is away."""
+    far: float = 30.0
+    """Otherwise, as a remedy for all that a watch may miss; in a fleet of more than a hundred hosts
+    it is longer by as much."""
+
+
+class Agent:
+    """Takes part in rollouts for one host."""
+
+    def __init__(
+        self, engine: Engine, local: LocalSupervisor, host: str, pace: Pace | None = None
+    ) -> None:
+        self._engine = engine
+        self._local = local
+        self._host = host
+        self._pace = pace or Pace()
+        self._watched: dict[str, Entry] = {}
+        self._changed = anyio.Event()
+        self._is_to_look_closely = True
+        self._progress = _Progress()
+        self.waits_for = ""
+        """Why the host takes no slot now; empty if it waits for nothing, or has one."""
+
+    async def run(self) -> None:
+        """Take part until this is cancelled. What has begun on the host goes on without it."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch)
+            while True:
+                changed = self._changed
+                seconds = await self._look()
+                with anyio.move_on_after(_jittered(seconds)):
+                    await changed.wait()
+                self._is_to_look_closely |= not changed.is_set()
+
+    async def _watch(self) -> None:
+        """Keep what stands under `turns/`, and wake all that waits for a change."""
+        while True:
+            try:
+                async with aclosing(self._engine.watch(TURNS)) as watch:
+                    async for changes in watch:
+                        self._keep(changes)
+            except EngineError as error:
+                log.warning("fleet_watch_ended", why=str(error))
+            await anyio.sleep(_jittered(self._pace.near))
+
+    def _keep(self, changes: Changes) -> None:
+        if changes.anew:
+            self._watched.clear()
+        for key in changes.removed:
+            self._watched.pop(key, None)
+        self._watched |= {entry.key: entry for entry in changes.entries}
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def _look(self) -> float:
+        """Do what there is to do; return after how many seconds to look closely at the latest."""
+        try:
+            if not self._is_to_look_closely and (reason := self._reason_by_watch()) is not None:
+                self.waits_for = reason
+                return self._progress.scaled(self._pace.far)
+            self._is_to_look_closely = False
+            return await self._look_closely()
+        except EngineError as error:
+            self.waits_for = _engine_reason(error)
+        return self._pace.near
+
+    def _reason_by_watch(self) -> str | None:
+        """Return why the host waits, if what is watched is enough to know it."""
+        turns = Turns.read(Snapshot(0, tuple(self._watched.values())))
+        rollout = turns.rollout
+        self._progress.note_turns(turns)
+        if turns.slot_of(self._host) is not None:
+            return None
+        if rollout is None:
+            return ""
+        if self._progress.stays is not None:
+            return self._progress.stays
+        if (reason := reason_to_wait(turns, self._host)) is not None:
+            return reason
+        begun = self._progress.reached
+        if is_far(rollout, self._host, begun, free_slots(turns.semaphore)):
+            return f"waits for its turn: {begun} of {len(rollout.order)} hosts have begun"
+        return None
+
+    async def _look_closely(self) -> float:
+        turns = Turns.read(await self._engine.read(TURNS))
+        has_slot = turns.slot_of(self._host) is not None
+        if not has_slot and (turns.rollout is None or turns.rollout.state not in OPEN):
+            self.waits_for = ""
+            return self._pace.far
+        situation = Situation.read(await self._engine.read(*ALL))
+        self._progress.note(situation, self._host)
+        decision = decide(situation, self._host, self._local.state(), now())
+        self.waits_for = decision.reason if isinstance(decision, Wait) else ""
+        if isinstance(decision, Wait):
+            stays = self._progress.stays is not None
+            return self._progress.scaled(self._pace.far) if stays else self._pace.near
+        if isinstance(decision, Use):
+            return await self._use(situation.turns, decision.holder)
+        revision = await self._engine.commit(situation.turns.conditions, *decision.writes)
+        self._is_to_look_closely = True
+        if revision is not None and isinstance(decision, Take):
+            log.info("fleet_slot_acquired", generation=decision.holder.generation)
+        return _AGAIN_SECONDS
+
+    async def _use(self, turns: Turns, holder: Holder) -> float:
+        """Deploy with a slot and give it back; return after how many seconds to look again."""
+        key = f"fleet-{holder.rollout_id}-{holder.generation}"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._give_up_if_asked, holder, key)
+            outcome = await self._outcome(turns, holder, key)
+            tasks.cancel_scope.cancel()
+        await self._give_back(holder, outcome)
+        self._is_to_look_closely = True
+        return _AGAIN_SECONDS if outcome else self._pace.near
+
+    async def _outcome(self, turns: Turns, holder: Holder, key: str) -> LocalOutcome | None:
+        """Return how the slot's deploy ended, once it has; None if none was begun."""
+        while True:
+            try:
+                if turns.rollout is None or not turns.lets_begin(holder):
+                    return await self._local.outcome(key=key)
+                return await self._deployed(turns.rollout, key)
+            except RefusedError as error:
+                if error.code == DEPLOY_IN_PROGRESS.code:
+                    return None
+                if error.code != STOPPING.code:
+                    reason = f"its deploy could not begin: {error.message}"
+                    return LocalOutcome(passed=False, deploy_id=None, version=None, reason=reason)
+            await anyio.sleep(self._pace.near)  # the daemon's next start goes on with the slot
+
+    async def _deployed(self, rollout: Rollout, key: str) -> LocalOutcome:
+        log.info("fleet_deploy_started", rollout_id=rollout.rollout_id, release=rollout.release)
+        if rollout.direction is Direction.BACK:
+            return await self._local.go_back(rollout.release, key=key)
+        return await self._local.deploy(rollout.release, key=key)
+
+    async def _give_up_if_asked(self, holder: Holder, key: str) -> None:
+        """Abort the slot's deploy once its rollout is aborted or replaced."""
+        while True:
+            changed = self._changed
+            try:
+                if Turns.read(await self._engine.read(TURNS)).gives_up(holder):
+                    await self._local.abort(key=key)
+                    return
+            except EngineError as error:
+                log.debug("fleet_turns_not_read", why=str(error))
+            with anyio.move_on_after(_jittered(self._pace.near)):
+                await changed.wait()
+
+    async def _give_back(self, holder: Holder, outcome: LocalOutcome | None) -> None:
+        """Record the outcome and free the slot, however long the engine is away."""
+        ended, is_unanswered = now(), False
+        while True:
+            try:
+                snapshot = await self._engine.read(TURNS, RESULTS, HOSTS)
+                situation = Situation.read(snapshot, holder.rollout_id)
+                writes = give_back(situation, self._host, holder, outcome, ended)
+                if writes is None and not is_unanswered:
+                    log.warning("fleet_slot_lost", generation=holder.generation)
+                if writes is None:
+                    return
+                is_unanswered = True
+                done = await self._engine.commit(situation.turns.conditions, *writes)
+                if done is not None:
+                    log.info("fleet_slot_released", generation=holder.generation)
+                    return
+                is_unanswered = False
+                await anyio.sleep(_jittered(_AGAIN_SECONDS))
+            except EngineError as error:
+                self.waits_for = f"deployed, and {_engine_reason(error)}"
+                await anyio.sleep(_jittered(self._pace.near))
+
+
+_AGAIN_SECONDS = 0.05
+"""After which what was done, or did not work because another host did something, is read."""
+
+
+@dataclass
+class _Progress:
+    """What looks have found that spares further ones, as long as the rollout is the same."""
+
+    rollout_id: str = ""
+    revision: int = 0
+    """Of the rollout's document."""
+    hosts: int = 0
+    reached: int = 0
+    """How many hosts of the order have begun, so far as it is known."""
+    stays: str | None = None
+    """Why the host has no part in the rollout any more, or yet."""
+
+    def note_turns(self, turns: Turns) -> None:
+        """Note which hosts hold slots."""
+        rollout = turns.rollout
+        revision = turns.conditions[0].revision
+        if rollout is None or rollout.rollout_id != self.rollout_id:
+            self.rollout_id = rollout.rollout_id if rollout else ""
+            self.reached, self.stays = 0, None
+        if revision != self.revision and self.stays:  # a passed host stays passed
+            self.stays = None
+        self.revision = revision
+        if rollout is not None:
+            self.hosts = len(rollout.order)
+            held = turns.semaphore.holders.items()
+            begun = [host for host, each in held if each.rollout_id == rollout.rollout_id]
+            self.reached = max(self.reached, reached(rollout, begun))
+
+    def note(self, situation: Situation, host: str) -> None:
+        """Note which hosts have results, and whether this one's part has ended."""
+        self.note_turns(situation.turns)
+        rollout = situation.turns.rollout
+        if rollout is not None:
+            self.reached = max(self.reached, reached(rollout, situation.results))
+            self.stays = reason_to_stay(rollout, host, situation)
+
+    def scaled(self, seconds: float) -> float:
+        """Return a pause that grows with the fleet."""
+        return seconds * max(self.hosts / 100, 1.0)
+
+
+def _engine_reason(error: EngineError) -> str:
+    if isinstance(error, UnreadableDocumentError):
+        return f"waits for an operator: {error}"
+    return f"waits for the fleet's engine: {error}"
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - it spreads the load

@@ -1,0 +1,154 @@
+"""What a fleet asks of the engine that it agrees in: compare-and-set, reads, watches, presence.
+
+The interface is narrow so that its promises can be listed. Reads are linearizable: an answer is
+never older than the question. A commit is atomic over all of its keys. A watch loses no change,
+or says that it has to begin anew. `etcd` fulfils it; the simulation of a fleet plays it.
+
+What a host may ask for, so that a thousand of them are no load (`./scripts/bench fleet`):
+
+    watches      single keys that change rarely, such as `kill` and `rollout`; no host watches a
+                 key that each host writes, for a thousand hosts are then a million events
+    each second  one key read, the kill switch's
+    each 5 s     its own key announced
+    whole reads  (of all hosts, of all results) by the one host whose turn it is, and by an
+                 operator's question; never by every host at each change
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+from atlas_supervisor.errors import AtlasError
+
+
+class EngineError(AtlasError):
+    """The engine did not answer that it did what was asked; it may have done it."""
+
+
+class EngineUnavailableError(EngineError):
+    """The engine can't be reached, has no leader, or did not answer in time."""
+
+
+class GarbledAnswerError(EngineError):
+    """An endpoint answers what no engine answers. Nothing is decided by it."""
+
+
+class RefusedByEngineError(EngineError):
+    """The engine refuses a request and did nothing, for example because permission is missing."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+        """The gRPC code."""
+
+
+class Outage(NamedTuple):
+    """Since when, and why, the engine does not do what it is asked."""
+
+    since_ts: datetime
+    reason: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key with its value. `revision` is the store's revision at which it was last written."""
+
+    key: str
+    value: bytes
+    revision: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Entries under a prefix, in order of their keys, all as of one revision of the store."""
+
+    revision: int
+    entries: tuple[Entry, ...]
+
+    def value(self, key: str) -> bytes | None:
+        """Return the value of a key; None if it is absent."""
+        return next((entry.value for entry in self.entries if entry.key == key), None)
+
+    def revision_of(self, key: str) -> int:
+        """Return the revision at which a key was last written; 0 if it is absent."""
+        return next((entry.revision for entry in self.entries if entry.key == key), 0)
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """A condition of a commit: the key still has this revision (0: it is absent)."""
+
+    key: str
+    revision: int
+
+
+@dataclass(frozen=True)
+class Put:
+    """A write of a commit."""
+
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True)
+class Delete:
+    """A removal in a commit."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Entries that changed, and keys that were removed, up to a revision of the store.
+
+    Of a key that was written several times meanwhile it has the last value.
+    `anew`: it is a whole snapshot, because changes before it may be missing (the first of a watch,
+    or the first after the store's history was compacted). What is not in it is not there.
+    """
+
+    revision: int
+    entries: tuple[Entry, ...]
+    removed: tuple[str, ...] = ()
+    anew: bool = False
+
+
+class Engine(Protocol):
+    """An engine, with every key relative to the fleet's prefix."""
+
+    @property
+    def outage(self) -> Outage | None:
+        """Since when the engine is away, and why; None while it does what it is asked."""
+        ...
+
+    async def read(self, *prefixes: str) -> Snapshot:
+        """Return all entries under the prefixes, linearizably and as of one revision.
+
+        Raises EngineError.
+        """
+        ...
+
+    async def commit(self, conditions: Sequence[Unchanged], *writes: Put | Delete) -> int | None:
+        """Do all writes if all conditions hold; return the revision, or None if one did not hold.
+
+        Raises EngineError. After EngineUnavailableError they may have been done, or may be done
+        later, even after another commit: so conditions are needed if that would do harm.
+        """
+        ...
+
+    def watch(self, prefix: str) -> AsyncGenerator[Changes, None]:
+        """Yield a snapshot and then every change under a prefix, until it is closed.
+
+        Reconnects by itself, from the revision after the last change, and raises nothing: while
+        there is nothing to yield, `outage` says why. Close it (`aclosing`) when done.
+        """
+        ...
+
+    async def announce(self, key: str, value: bytes, *, ttl_seconds: float) -> None:
+        """Write a key that goes away by itself unless it is announced again within its time.
+
+        Raises EngineError.
+        """
+        ...
