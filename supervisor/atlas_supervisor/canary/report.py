@@ -344,9 +344,10 @@ def suggestions(view: CanaryView) -> Iterator[Suggestion]:
         )
     for feature in view.features:
         if feature.stage == Stage.ROLLED_BACK:
+            why = str(feature.reason).removeprefix(f"{feature.feature}: ")
             yield Suggestion(
                 code="canary_rolled_back",
-                message=f"The canary of {feature.feature} gets no calls: {feature.reason}.",
+                message=f"The canary of {feature.feature} gets no calls: {why}.",
                 action=f"Once it is fixed, run `atlasctl canary ramp {feature.feature} start` or "
                 f"`atlasctl canary reset {feature.feature}`.",
             )
