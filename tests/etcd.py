@@ -46,7 +46,7 @@ class Certificates:
     """One that has a CommonName."""
 
     def arguments(self) -> tuple[str, ...]:
-        """Return what has etcd use them, and ask clients for theirs."""
+        """Return the options with which etcd uses them, and asks clients for theirs."""
         certificate, key = self.server
         files = (f"--cert-file={certificate}", f"--key-file={key}")
         return (*files, f"--trusted-ca-file={self.ca}", "--client-cert-auth")
@@ -108,7 +108,7 @@ class Member:
         self.process.send_signal(signal.SIGCONT)
 
     def log(self) -> str:
-        """Return what it logged."""
+        """Return its log."""
         with suppress(FileNotFoundError):
             return (self.folder / "log").read_text(errors="replace")
         return ""
@@ -268,6 +268,6 @@ def make_certificates(folder: Path) -> Certificates:
 
 
 async def next_of(changes: AsyncIterator[Changes]) -> Changes:
-    """Return what a watch yields next."""
+    """Return the next changes of a watch."""
     async with asyncio.timeout(20):
         return await anext(changes)

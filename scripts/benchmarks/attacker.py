@@ -9,7 +9,6 @@ of their ports.
 from __future__ import annotations
 
 import errno
-import resource
 import select
 import socket
 import sys
@@ -17,6 +16,8 @@ import time
 from collections.abc import Callable
 from itertools import cycle
 from typing import NamedTuple
+
+from scripts.benchmarks.machine import allow_many_files
 
 SOURCES = [f"127.0.0.{number}" for number in range(2, 34)]
 DRIP_SECONDS = 1.0
@@ -138,8 +139,7 @@ class Attack:
 
 def main() -> None:
     kind, count, port = sys.argv[1:]
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allow_many_files()
     Attack(kind, int(port)).run(int(count))
 
 

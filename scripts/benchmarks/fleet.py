@@ -29,6 +29,7 @@ from atlas_supervisor.fleet.etcd import EtcdEngine
 from atlas_supervisor.fleet.rollouts import Rollouts
 from atlas_supervisor.system.clock import now
 from scripts.benchmarks.fleet_hosts import BROKEN, DAY_SECONDS, FAILS
+from scripts.benchmarks.machine import allow_many_files
 from scripts.benchmarks.result import CannotRunError, Options, Result, quantile
 from tests import etcd
 from tests.harness import free_ports
@@ -136,6 +137,7 @@ class Bench:
 async def run(options: Options) -> Result:
     if etcd.PROGRAM is None:
         raise CannotRunError(etcd.MISSING)
+    allow_many_files()
     hosts = options.count or HOSTS
     async with opened(hosts) as bench:
         await bench.until_calm()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import socket
 import statistics
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 from rich.table import Table
 
 from scripts.benchmarks import hop
+from scripts.benchmarks.machine import allow_many_files
 from scripts.benchmarks.proxies import haproxy_tcp, socat
 from scripts.benchmarks.quick_worker import LARGE_BYTES
 from scripts.benchmarks.result import CannotRunError, Options, Result
@@ -127,11 +127,6 @@ async def idle_memory(contender: Contender) -> float:
         await asyncio.sleep(1)
         await eventually(settled, within=30, what="memory that does not change")
         return round((last - before) / IDLE_CONNECTIONS, 1)
-
-
-def allow_many_files() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def connect(port: int, count: int, stack: contextlib.ExitStack) -> list[socket.socket]:

@@ -243,6 +243,7 @@ class Assembly:
             serves=self.queries.ready,
             ramps=lambda: any(run.record.phase == Phase.RAMP for run in runs),
             deploys=lambda: runs.current is not None,
+            audit=self._opened.database.audit.enqueue,
         )
 
     def control(self, reloads: Reloads) -> Control:

@@ -20,6 +20,7 @@ from atlas_supervisor.fleet.etcd import EtcdEngine
 from atlas_supervisor.fleet.fleetlock import FleetLock
 from atlas_supervisor.fleet.listening import bind
 from atlas_supervisor.fleet.reboots import Reboots
+from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.system.clock import now
 from tests import etcd
 from tests.harness import eventually, free_ports
@@ -45,7 +46,8 @@ class Host:
     reboots: Reboots
     url: str
     drains: int = 0
-    deploys: bool = field(default=False)
+    deploys: bool = False
+    audited: list[tuple[str, ...]] = field(default_factory=list)
 
     async def ask(self, operation: str, client_id: str = "machine-a", **more: Any) -> str:
         """Return status and, of an error, its kind."""
@@ -77,7 +79,10 @@ async def host(name: str, endpoints: list[str], prefix: str) -> AsyncIterator[Ho
             assert made.reboots.held, "a host drains once it has the slot"
             made.drains += 1
 
-        reboots = Reboots(engine, name, deploys=lambda: made.deploys, drained=drained)
+        def audit(_actor: Actor, action: str, outcome: str, **detail: Any) -> None:
+            made.audited.append((action, outcome, detail["subject"], detail["client_id"]))
+
+        reboots = Reboots(engine, name, deploys=lambda: made.deploys, drained=drained, audit=audit)
         made = Host(engine, reboots, f"http://127.0.0.1:{port}")
         listener = bind("FLEETLOCK_PORT", "127.0.0.1", port)
         async with asyncio.TaskGroup() as tasks:
@@ -125,9 +130,14 @@ async def test_a_reboot_takes_the_slot_until_its_client_is_steady_again(
         assert await a.ask("v1/steady-state") == "200"
         assert await a.ask("v1/steady-state") == "200"
         assert not a.reboots.held
+        assert a.audited == [
+            ("fleet_slot", "taken", "a", "machine-a"),
+            ("fleet_slot", "released", "a", "machine-a"),
+        ]
         assert await b.ask("v1/pre-reboot", "machine-b") == "200"
 
 
+@pytest.mark.fault("Fleet", "two hosts ask for a reboot at once", "one gets the slot")
 async def test_two_reboots_at_once_never_have_one_slot_together(cluster: etcd.Cluster) -> None:
     async with two_hosts(cluster) as (a, b):
         for _ in range(5):
@@ -171,6 +181,9 @@ async def test_a_host_finds_its_slot_after_the_reboot_and_notices_that_it_was_br
         await eventually(lambda: not after.reboots.held)
 
 
+@pytest.mark.fault(
+    "Fleet", "etcd away when a host asks for a reboot", "no slot; the answer says why"
+)
 async def test_without_the_engine_no_slot_is_given_and_the_answer_says_why(
     tmp_path: Path,
 ) -> None:

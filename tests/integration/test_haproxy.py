@@ -21,6 +21,11 @@ pytestmark = [
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.fault(
+    "Fleet",
+    "a supervisor killed, a host rebooted, etcd stopped, under load behind HAProxy",
+    "no request is lost",
+)
 async def test_a_fleet_under_load_loses_no_request_and_halts_a_broken_release(
     tmp_path: Path,
 ) -> None:

@@ -69,10 +69,12 @@ class Neighbours:
         serves: Callable[[], bool],
         ramps: Callable[[], bool],
         deploys: Callable[[], bool],
+        audit: Callable[..., object],
     ) -> None:
         """Without a fleet `engine` is None.
 
-        The callables return whether a worker serves, a deploy ramps, a deploy is in progress.
+        The callables return whether a worker serves, a deploy ramps, a deploy is in progress;
+        `audit` queues an entry of the audit trail.
         """
         self._reboots: Reboots | None = None
         self._fleetlock: FleetLock | None = None
@@ -84,7 +86,7 @@ class Neighbours:
         )
         if engine is not None:
             self._reboots = Reboots(
-                engine, host, deploys=deploys, drained=self._agent_check.drained
+                engine, host, deploys=deploys, drained=self._agent_check.drained, audit=audit
             )
             if FLEETLOCK in listeners:
                 self._fleetlock = FleetLock(listeners[FLEETLOCK], self._reboots)

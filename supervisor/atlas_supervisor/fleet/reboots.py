@@ -25,10 +25,12 @@ from atlas_supervisor.fleet.engine import (
     Snapshot,
     Unchanged,
 )
+from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.system.clock import now
 
 log = structlog.get_logger()
 
+_CLIENT = Actor(name="fleetlock", origin="127.0.0.1")
 _TRIES = 5
 """How often a commit is tried if others' changes come first."""
 _LOOK_SECONDS = 5.0
@@ -65,15 +67,18 @@ class Reboots:
         *,
         deploys: Callable[[], bool],
         drained: Callable[[], Awaitable[None]],
+        audit: Callable[..., object],
     ) -> None:
         """`deploys` returns whether a deploy is in progress here.
 
-        `drained` waits until load balancers know of the drain that `held` begins.
+        `drained` waits until load balancers know of the drain that `held` begins; `audit` queues an
+        entry of the audit trail.
         """
         self._engine = engine
         self._host = host
         self._deploys = deploys
         self._drained = drained
+        self._audit = audit
         self.held = False
         """Whether this host has the slot, as of the engine's last answer."""
         self._changing = asyncio.Lock()
@@ -112,6 +117,7 @@ class Reboots:
 
         if await self._change(decide):
             log.info("reboot_slot_acquired", client_id=client_id)
+            self._audit(_CLIENT, "fleet_slot", "taken", subject=self._host, client_id=client_id)
         await self._drained()
 
     async def give_back(self, client_id: str) -> None:
@@ -125,6 +131,7 @@ class Reboots:
 
         if await self._change(decide):
             log.info("reboot_slot_released", client_id=client_id)
+            self._audit(_CLIENT, "fleet_slot", "released", subject=self._host, client_id=client_id)
 
     async def _change(self, decide: Callable[[Snapshot, Semaphore], Semaphore | None]) -> bool:
         """Change the semaphore, unless `decide` returns None; return whether it was changed."""

@@ -181,7 +181,11 @@ class Machine:
         self.kills: KillFollower
         self._acknowledged = asyncio.Event()
         self.reboots = Reboots(
-            self._second_link, name, deploys=lambda: self._job is not None, drained=_at_once
+            self._second_link,
+            name,
+            deploys=lambda: self._job is not None,
+            drained=_at_once,
+            audit=lambda *_entry, **_detail: None,
         )
         self.link.deploying = lambda: self._job.deploy.key if self._job else None
 

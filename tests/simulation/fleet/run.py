@@ -28,6 +28,7 @@ from atlas_supervisor.fleet.engine import Delete, EngineError, Put
 from atlas_supervisor.fleet.reboots import SlotRefusedError
 from atlas_supervisor.fleet.rollouts import Rollouts
 from atlas_supervisor.fleet.situation import Turns
+from atlas_supervisor.fleet.turn import OPEN
 from atlas_supervisor.model.deploy import Mode
 from tests.etcd import Cluster
 from tests.simulation.fleet.machine import MISSING, OWN, Machine
@@ -88,30 +89,9 @@ class Fate:
         """Let the operator and fate act, one after the other."""
         for link in self._world.links:
             link.loses = self._draw.choice((0.0, 0.05, 0.2))
-        acts: list[tuple[int, Callable[[], Awaitable[None]]]] = [
-            (14, self._begin),
-            (2, self._pause),
-            (12, self._resume),
-            (2, self._abort),
-            (3, self._roll_back),
-            (8, self._break),
-            (5, self._kill_machine),
-            (6, self._revive),
-            (3, self._restart),
-            (3, self._cut),
-            (12, self._mend),
-            (1, self._hang_etcd),
-            (1, self._crash_etcd),
-            (2, self._compact),
-            (3, self._reboot),
-            (3, self._kill_feature),
-            (4, self._own_deploy),
-            (3, self._enable),
-            (1, self._forget),
-            (1, self._garbage),
-        ]
         end = asyncio.get_running_loop().time() + seconds
         while asyncio.get_running_loop().time() < end:
+            acts = self._acts()
             (act,) = self._draw.choices([act for _, act in acts], [weight for weight, _ in acts])
             try:
                 await act()
@@ -120,6 +100,38 @@ class Fate:
             except EngineError:
                 self._world.note("engine did not answer")
             await asyncio.sleep(self._draw.uniform(0.02, 0.3))
+
+    def _acts(self) -> list[tuple[int, Callable[[], Awaitable[None]]]]:
+        """Return what may happen now, each with its weight; what does not fit may happen too."""
+        turns = self._world.turns
+        state = turns.rollout.state if turns.rollout else None
+        deploys = any(machine.state().deploying for machine in self._world.up)
+        return [
+            (2 if state in OPEN else 40, self._begin),
+            (4 if state is RolloutState.RUNNING else 1, self._pause),
+            (20 if state in {RolloutState.PAUSED, RolloutState.HALTED} else 1, self._resume),
+            (3 if state in OPEN else 1, self._abort),
+            (4 if state is RolloutState.HALTED else 2, self._roll_back),
+            (30 if self._dead_holders() else 2, self._break),
+            (14 if deploys else 4, self._kill_machine),
+            (8, self._revive),
+            (4, self._restart),
+            (4, self._cut),
+            (14, self._mend),
+            (2, self._hang_etcd),
+            (2, self._crash_etcd),
+            (3, self._compact),
+            (4, self._reboot),
+            (3, self._kill_feature),
+            (4, self._own_deploy),
+            (3, self._enable),
+            (1, self._forget),
+            (1, self._garbage),
+        ]
+
+    def _dead_holders(self) -> list[str]:
+        held = self._world.turns.semaphore.holders
+        return [each.name for each in self._world.machines if each.name in held and not each.is_up]
 
     async def calm(self) -> str | None:
         """Mend all, and let a rollout pass; return what stands in its way if it does not."""
@@ -211,11 +223,9 @@ class Fate:
 
     async def _break(self) -> None:
         """Break a slot, of a dead host if there is one, or of one that lives."""
-        semaphore = Turns.read(await self._operator.read(TURNS)).semaphore
+        semaphore, dead = self._world.turns.semaphore, self._dead_holders()
         if not semaphore.holders:
             return
-        down = [machine.name for machine in self._world.machines if not machine.is_up]
-        dead = sorted(set(semaphore.holders) & set(down))
         if not dead and self._draw.random() < 0.7:
             return
         host = self._draw.choice(dead or sorted(semaphore.holders))
@@ -228,11 +238,8 @@ class Fate:
         """Let a machine die, rather one that holds a slot."""
         if len(self._world.up) <= len(self._world.machines) // 2:
             return
-        machine = self._draw.choice(self._world.up)
-        if self._draw.random() < 0.5:
-            with suppress(EngineError):
-                held = Turns.read(await self._operator.read(TURNS)).semaphore.holders
-                machine = next((each for each in self._world.up if each.name in held), machine)
+        busy = [machine for machine in self._world.up if machine.state().deploying]
+        machine = self._draw.choice(busy or self._world.up)
         has_job = machine.state().deploying
         await self._world.let_die(machine)
         self._world.note("deaths while deploying" if has_job else "deaths")
