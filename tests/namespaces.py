@@ -45,7 +45,7 @@ class Network:
         return f"10.77.0.{number + 1}"
 
     def wrapper(self, number: int) -> tuple[str, ...]:
-        """Return what runs a program on a machine, if its command line follows."""
+        """Return the words before a command line that run it on a machine."""
         return _enter(self._holders[number + 1])
 
     def part(self, number: int, others: list[int]) -> None:

@@ -77,7 +77,7 @@ class Terminal:
         }
 
     def _common(self, programs: Path) -> dict[str, str]:
-        """Return what every terminal's environment has."""
+        """Return the environment of every terminal."""
         return {
             "HOME": str(self.home),
             "PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin",

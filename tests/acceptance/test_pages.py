@@ -67,7 +67,7 @@ def append(file: Path, text: str) -> None:
 
 
 async def answered(terminal: Terminal, path: str) -> str:
-    """Return what a client gets on the public port."""
+    """Return the answer to a client on the public port."""
     async with aiohttp.ClientSession() as session, session.get(terminal.address + path) as got:
         return await got.text()
 

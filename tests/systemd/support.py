@@ -136,7 +136,7 @@ class Machine:
             self.until(lambda: not Path(f"/proc/{self.pid}").exists(), what="the namespace ended")
 
     def _before(self) -> str:
-        """Return what is done on a person's machine before the host's folders are hidden."""
+        """Return the commands that prepare a machine before the host's folders are hidden."""
         if self._own == OWN:
             return ""
         (self.disk / "root").chmod(0o755)  # the interpreter may be in root's home
