@@ -23,8 +23,9 @@ from typing import Any
 
 from rich.table import Table
 
+from atlas_supervisor.errors import ROLLOUT_IN_PROGRESS, RefusedError
 from atlas_supervisor.fleet.documents import KILL, PRESENT, ROLLOUT, KillSwitch, Rollout
-from atlas_supervisor.fleet.engine import EngineError, Put
+from atlas_supervisor.fleet.engine import EngineError, Put, Snapshot
 from atlas_supervisor.fleet.etcd import EtcdEngine
 from atlas_supervisor.fleet.rollouts import Rollouts
 from atlas_supervisor.system.clock import now
@@ -85,6 +86,17 @@ class Bench:
         self.data[name] = values
         print(f"{name}: {text}", file=sys.stderr, flush=True)
 
+    async def read(self, key: str) -> Snapshot:
+        """Read, however often it has to be tried on a machine that is too busy."""
+        deadline = time.monotonic() + _ALL_SECONDS
+        while True:
+            try:
+                return await self.engine.read(key)
+            except EngineError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.5)
+
     async def each(self, **command: Any) -> list[Any]:
         """Ask all groups."""
         return list(await asyncio.gather(*(group.ask(**command) for group in self.groups)))
@@ -128,7 +140,7 @@ class Bench:
         """Wait until all hosts are connected and present."""
         await self.until(lambda states: sum(each["away"] for each in states) == 0)
         deadline = time.monotonic() + _ALL_SECONDS
-        while len((await self.engine.read(PRESENT)).entries) < self.hosts:
+        while len((await self.read(PRESENT)).entries) < self.hosts:
             if time.monotonic() > deadline:
                 raise RuntimeError("not all hosts are present after three minutes")
             await asyncio.sleep(0.5)
@@ -231,7 +243,7 @@ async def steady(bench: Bench, seconds: float) -> None:
     began, reads = time.monotonic(), []
     while time.monotonic() - began < seconds:
         asked = time.monotonic()
-        await bench.engine.read(KILL)
+        await bench.read(KILL)
         reads.append((time.monotonic() - asked) * 1000)
         await asyncio.sleep(0.05)
     taken = time.monotonic() - began
@@ -377,7 +389,7 @@ async def rollout(bench: Bench) -> None:
     slots = max(bench.hosts // 20, 1)
     before = await asyncio.to_thread(_etcd_numbers, bench)
     began = time.monotonic()
-    await Rollouts(bench.engine).begin("v2", by="bench", max_unavailable=slots, waves=[1, 0.1, 1])
+    await begun(bench, "v2", slots)
     ended = await _ended(bench)
     taken = time.monotonic() - began
     after = await asyncio.to_thread(_etcd_numbers, bench)
@@ -399,7 +411,7 @@ async def rollout(bench: Bench) -> None:
 async def broken_rollout(bench: Bench) -> None:
     """A release that fails on one host."""
     slots = max(bench.hosts // 100, 1)
-    await Rollouts(bench.engine).begin(BROKEN, by="bench", max_unavailable=slots, waves=[1, 1.0])
+    await begun(bench, BROKEN, slots)
     ended = await _ended(bench)
     await asyncio.sleep(3 * _DEPLOY_SECONDS)
     deploys = [deploy for part in await bench.each(deploys=True) for deploy in part]
@@ -415,11 +427,25 @@ async def broken_rollout(bench: Bench) -> None:
     )
 
 
+async def begun(bench: Bench, release: str, slots: int) -> None:
+    """Begin a rollout, however often that has to be tried on a machine that is too busy."""
+    while True:
+        try:
+            rollouts = Rollouts(bench.engine)
+            await rollouts.begin(release, by="bench", max_unavailable=slots, waves=[1, 0.1, 1])
+        except RefusedError as error:
+            if error.code == ROLLOUT_IN_PROGRESS.code:
+                return
+            await asyncio.sleep(0.5)
+        else:
+            return
+
+
 async def _ended(bench: Bench) -> Rollout:
     """Return the rollout once it goes on no more."""
     async with asyncio.timeout(10 * _ALL_SECONDS):
         while True:
-            value = (await bench.engine.read(ROLLOUT)).value(ROLLOUT)
+            value = (await bench.read(ROLLOUT)).value(ROLLOUT)
             if value and (found := Rollout.read(ROLLOUT, value)).state != "running":
                 return found
             await asyncio.sleep(0.5)

@@ -170,9 +170,9 @@ async def test_a_release_that_fails_its_gates_halts_the_rollout_with_its_reason(
         assert view["rollout"]["state"] == "halted"
         assert view["rollout"]["halt"]["host"] == "web1"
         assert view["rollout"]["halt"]["reason"].startswith("health: ")
-        assert view["hosts"][0]["mode"] == "single"
-        assert await public_version(daemon) == "v1"
         assert view["semaphore"]["holders"] == []
+        assert await public_version(daemon) == "v1"
+        await until_fleet(daemon, lambda view: view["hosts"][0]["mode"] == "single")
 
 
 async def test_an_aborted_rollout_aborts_the_deploy_that_has_not_switched_yet(

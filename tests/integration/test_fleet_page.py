@@ -69,7 +69,9 @@ class Machines:
             wrapper = ("env", *lines)
             cluster.members.append(etcd.Member(name, home, url, "", arguments, wrapper))
         try:
-            cluster.start()
+            for member in cluster.members:
+                member.start()
+            cluster.until_ready()
             yield cluster
         finally:
             cluster.stop()

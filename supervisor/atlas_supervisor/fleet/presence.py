@@ -42,6 +42,9 @@ TTL_SECONDS = 15.0
 EVERY_SECONDS = 5.0
 _LEAST_SECONDS = 0.2
 """Between two announcements, however much changes."""
+_SPREAD_SECONDS = 0.5
+"""Within which hosts announce what has changed. A kill changes all of them at once, and etcd shall
+tell the last host of it before it hears a thousand acknowledgements."""
 
 
 def installation_of(state_dir: Path) -> str:
@@ -90,6 +93,7 @@ class Membership:
             await anyio.sleep(_LEAST_SECONDS)
             with anyio.move_on_after(pause * random.uniform(0.8, 1.1)):  # noqa: S311 - jitter
                 await self._changed.wait()
+                await anyio.sleep(random.uniform(0, _SPREAD_SECONDS))  # noqa: S311 - see there
 
     async def announce(self) -> None:
         """Join if need be, and announce this host unless another has its name.
