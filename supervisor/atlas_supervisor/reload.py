@@ -277,8 +277,9 @@ class Reloads:
         with signals.kept() as pipe:
             for _ in range(_TURNS):
                 await checkpoint()
-            while not self._is_quiet():
-                await checkpoint()
+            # What a turn has begun may take time.
+            while not self._is_quiet():  # noqa: ASYNC110  # no event
+                await anyio.sleep(_LOOK_SECONDS)
             if stopping.is_set():
                 return "the daemon stops"
             for handler in logging.getLogger().handlers:

@@ -46,6 +46,9 @@ async def test_a_fleet_is_rolled_out_halted_taken_back_killed_and_goes_on_withou
         for host in ("web1", "web2", "web3"):
             assert f"✓ {host}  passed" in outcome.out
         assert [await public_version(each) for each in (web1, web2, web3)] == ["r2"] * 3
+        await until_fleet(
+            web3, lambda fleet: all(each["version"] == "r2" for each in fleet["hosts"])
+        )
         shown = await fleet(web3, "status")
         assert "✓ All 3 hosts serve r2" in shown.out
         assert "rollout  r2: passed, 3 of 3 hosts passed" in shown.out

@@ -89,7 +89,9 @@ async def test_a_state_file_that_another_program_changes_is_put_back_and_audited
         own = path.read_text()
         state = json.loads(own)
         changed = {**state, "active_port": state["staging_port"], "mode": "single"}
-        path.write_text(json.dumps(changed))
+        whole = tmp_path / "changed.json"
+        whole.write_text(json.dumps(changed))
+        whole.replace(path)
         await eventually(lambda: path.read_text() == own)
         for make in (Path.unlink, lambda path: path.write_bytes(b"{"), in_its_place):
             make(path)

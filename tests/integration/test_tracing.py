@@ -5,8 +5,9 @@ from __future__ import annotations
 from scripts import tracing
 
 DEPLOY_FILES = 45
-LOOK_FILES = 25
-"""Measured: 44 and 24; one more may be a matter of timing. More files need a reason."""
+LOOK_FILES = 26
+"""Measured: 44 and 25; one more may be a matter of timing. More files need a reason, as
+`canary/stats/totals.py` has: what a host's fleet adds up is counted where events are read."""
 
 
 async def test_a_deploy_and_a_canary_look_enter_few_files() -> None:

@@ -26,7 +26,7 @@ SERVER_ERROR = 500
 
 CONNECT_SECONDS = 5.0
 MIB = 1024 * 1024
-MOST_BYTES = 16 * MIB
+MOST_BYTES = 32 * MIB
 PATIENCE_SECONDS = 10.0
 QUIET_SECONDS = 45.0
 """A stream that is silent for so long is dead: the daemon sends something every 15 s."""
@@ -44,6 +44,7 @@ UNSURE_HINT = (
 )
 PLAIN_HINT = "If TLS is off there (no CONTROL_TLS_CERT), use http:// in --url."
 TLS_HINT = "If it has TLS (CONTROL_TLS_CERT), use https:// in --url."
+LONG_HINT = "Another program may answer there: check --url, or STATE_DIR of --env-file."
 CERTIFICATE_HINT = (
     "If it is the daemon's own (CONTROL_TLS_CERT), name a copy of that file with --cacert or "
     "ATLAS_CACERT."
@@ -229,12 +230,12 @@ class DaemonClient:
         """Read an answer; nothing of the API is so long that this refuses it."""
         too_long = f"its answer has more than {MOST_BYTES // MIB} MiB"
         if (response.content_length or 0) > MOST_BYTES:
-            raise self._absent(too_long)
+            raise self._absent(too_long, LONG_HINT)
         body = bytearray()
         async for part in response.content.iter_any():
             body += part
             if len(body) > MOST_BYTES:
-                raise self._absent(too_long)
+                raise self._absent(too_long, LONG_HINT)
         return bytes(body)
 
     @contextmanager
