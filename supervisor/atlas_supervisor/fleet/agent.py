@@ -18,7 +18,6 @@ decides first, if it can; what it can't decide is looked at closely.
 
 from __future__ import annotations
 
-import random
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -51,7 +50,7 @@ from atlas_supervisor.fleet.turn import (
     reason_to_stay,
     reason_to_wait,
 )
-from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.clock import jittered, now
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +90,7 @@ class Agent:
             while True:
                 changed = self._changed
                 seconds = await self._look()
-                with anyio.move_on_after(_jittered(seconds)):
+                with anyio.move_on_after(jittered(seconds)):
                     await changed.wait()
                 self._is_to_look_closely |= not changed.is_set()
 
@@ -104,7 +103,7 @@ class Agent:
                         self._keep(changes)
             except EngineError as error:
                 log.warning("fleet_watch_ended", why=str(error))
-            await anyio.sleep(_jittered(self._pace.near))
+            await anyio.sleep(jittered(self._pace.near))
 
     def _keep(self, changes: Changes) -> None:
         if changes.anew:
@@ -208,7 +207,7 @@ class Agent:
                     return
             except EngineError as error:
                 log.debug("fleet_turns_not_read", why=str(error))
-            with anyio.move_on_after(_jittered(self._pace.near)):
+            with anyio.move_on_after(jittered(self._pace.near)):
                 await changed.wait()
 
     async def _give_back(self, holder: Holder, outcome: LocalOutcome | None) -> None:
@@ -229,10 +228,10 @@ class Agent:
                     log.info("fleet_slot_released", generation=holder.generation)
                     return
                 is_unanswered = False
-                await anyio.sleep(_jittered(_AGAIN_SECONDS))
+                await anyio.sleep(jittered(_AGAIN_SECONDS))
             except EngineError as error:
                 self.waits_for = f"deployed, and {_engine_reason(error)}"
-                await anyio.sleep(_jittered(self._pace.near))
+                await anyio.sleep(jittered(self._pace.near))
 
 
 _AGAIN_SECONDS = 0.05
@@ -285,7 +284,3 @@ def _engine_reason(error: EngineError) -> str:
     if isinstance(error, UnreadableDocumentError):
         return f"waits for an operator: {error}"
     return f"waits for the fleet's engine: {error}"
-
-
-def _jittered(seconds: float) -> float:
-    return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - it spreads the load

@@ -12,7 +12,6 @@ would be a bug, ends neither the daemon nor the others.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from atlas_supervisor.fleet.view import FleetView
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.canary import Kills
 from atlas_supervisor.store.audit import AuditStore
-from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.clock import jittered, now
 from atlas_supervisor.system.program import own_version
 
 log = structlog.get_logger(__name__)
@@ -206,7 +205,7 @@ class Fleet:
         while True:
             hosts = len((await self.view()).hosts)
             seconds = max(_GLANCE_SECONDS, hosts * _GLANCE_SECONDS_PER_HOST)
-            await anyio.sleep(seconds * random.uniform(0.75, 1.25))  # noqa: S311 - jitter
+            await anyio.sleep(jittered(seconds))
 
     # Answers.
 

@@ -14,7 +14,6 @@ than the known one, means that the engine lost data: it is logged, shown, and re
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -34,7 +33,7 @@ from atlas_supervisor.fleet.documents import (
 from atlas_supervisor.fleet.engine import Engine, EngineError, Put, Snapshot, Unchanged
 from atlas_supervisor.fleet.local import LocalSupervisor
 from atlas_supervisor.store.state_keeper import replace, sync_folder
-from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.clock import jittered, now
 from atlas_supervisor.system.files import read_regular
 
 log = structlog.get_logger(__name__)
@@ -116,7 +115,7 @@ class KillFollower:
                                 await self._learn(entry.value)
             except EngineError as error:
                 log.warning("fleet_watch_ended", why=str(error))
-            await anyio.sleep(_jittered(READ_SECONDS))
+            await anyio.sleep(jittered(READ_SECONDS))
 
     async def catch_up(self, *, within: float) -> None:
         """Learn of a kill that was set while this host was down, if the engine answers in time."""
@@ -126,7 +125,7 @@ class KillFollower:
     async def _read(self) -> None:
         pause = READ_SECONDS
         while True:
-            await anyio.sleep(_jittered(pause))
+            await anyio.sleep(jittered(pause))
             known = self.applied
             try:
                 snapshot = await self._engine.read(KILL)
@@ -231,7 +230,3 @@ def _announced_epochs(snapshot: Snapshot) -> list[int]:
             with suppress(UnreadableDocumentError):  # it must not prevent a kill
                 found.append(Presence.read(entry.key, entry.value).kill_epoch)
     return found
-
-
-def _jittered(seconds: float) -> float:
-    return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - it spreads the load

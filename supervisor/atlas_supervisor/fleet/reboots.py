@@ -9,7 +9,6 @@ it; a host that never comes back keeps it, and the fleet goes no further without
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -26,7 +25,7 @@ from atlas_supervisor.fleet.engine import (
     Unchanged,
 )
 from atlas_supervisor.model.actor import Actor
-from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.clock import jittered, now
 
 log = structlog.get_logger()
 
@@ -96,7 +95,7 @@ class Reboots:
                 if not self.held:
                     self._look.clear()
                     await self._look.wait()
-            await asyncio.sleep(_LOOK_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            await asyncio.sleep(jittered(_LOOK_SECONDS))
 
     async def take(self, client_id: str) -> None:
         """Take the slot and drain; return once the host may go down.

@@ -6,6 +6,7 @@ use `Stopwatch`, and what needs times that can be compared and saved uses `stead
 
 from __future__ import annotations
 
+import random
 import time
 from datetime import UTC, datetime
 
@@ -21,6 +22,11 @@ def steady_time() -> float:
     It is the wall clock of the daemon's start, and the time since then.
     """
     return _STARTED_AT + time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def jittered(seconds: float) -> float:
+    """Return a pause of about so many seconds, so that many hosts don't do a thing at once."""
+    return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - it only spreads the load
 
 
 _STARTED_AT = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
