@@ -257,6 +257,7 @@ class Fleet:
                     continue  # the view names it
                 host = entry.key.removeprefix(PRESENT)
                 self._sightings[host] = Sighting(presence, seen_ts)
+        self.membership.fleet_size = len(self._sightings)
 
     async def _changed(
         self, actor: Actor, action: str, outcome: str, **detail: object

@@ -42,9 +42,9 @@ TTL_SECONDS = 15.0
 EVERY_SECONDS = 5.0
 _LEAST_SECONDS = 0.2
 """Between two announcements, however much changes."""
-_SPREAD_SECONDS = 0.5
+_SPREAD_SECONDS_PER_HOST = 0.004
 """Within which hosts announce what has changed. A kill changes all of them at once, and etcd shall
-tell the last host of it before it hears a thousand acknowledgements."""
+send it to the last host before it hears a thousand acknowledgements."""
 
 
 def installation_of(state_dir: Path) -> str:
@@ -66,7 +66,8 @@ class Membership:
         self._installation = installation
         self._presence = presence
         self._changed = anyio.Event()
-        self._has_joined = False
+        self.fleet_size = 1
+        """How many hosts the fleet has, as of the last look at it."""
         self.alone = anyio.Event()
         """Set while no other supervisor has this host's name, as of the last look."""
         self.doubled = anyio.Event()
@@ -93,7 +94,8 @@ class Membership:
             await anyio.sleep(_LEAST_SECONDS)
             with anyio.move_on_after(pause * random.uniform(0.8, 1.1)):  # noqa: S311 - jitter
                 await self._changed.wait()
-                await anyio.sleep(random.uniform(0, _SPREAD_SECONDS))  # noqa: S311 - see there
+                spread = self.fleet_size * _SPREAD_SECONDS_PER_HOST
+                await anyio.sleep(random.uniform(0, spread))  # noqa: S311 - it spreads the load
 
     async def announce(self) -> None:
         """Join if need be, and announce this host unless another has its name.
