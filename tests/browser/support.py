@@ -66,9 +66,16 @@ class Dashboard:
         await self.page.until(f"!!document.querySelector('#sign-out') && {LIVE}")
 
     async def ask(self, name: str) -> str:
-        """Press an action's button; return the command that its dialog shows."""
-        await self.page.click(f"#ask-{name}")
-        await self.page.until(f"document.querySelector('#confirm-{name}:popover-open') !== null")
+        """Press an action's button; return the command that its dialog shows.
+
+        A section that is exchanged just then may move the button away: then press again.
+        """
+        is_open = f"document.querySelector('#confirm-{name}:popover-open') !== null"
+        for _ in range(5):
+            await self.page.click(f"#ask-{name}")
+            if await self.page.evaluate(is_open):
+                break
+        await self.page.until(is_open)
         command: str = await self.text(f"#confirm-{name} [data-command]")
         return command
 
