@@ -35,7 +35,7 @@ RAMP_WEIGHT = 50
 LEARN_SECONDS = 3.0
 """How long HAProxy may take to ask again, and to send the requests that it has assigned.
 
-The configuration in docs/fleet.md asks every second, HAProxy's default is every two.
+The configuration in docs/how-to/haproxy.md asks every second, HAProxy's default is every two.
 """
 _ASKS_SECONDS = 10.0
 """A balancer that has not asked for so long does not count on an answer."""

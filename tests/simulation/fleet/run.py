@@ -102,7 +102,7 @@ class Fate:
             await asyncio.sleep(self._draw.uniform(0.02, 0.3))
 
     def _acts(self) -> list[tuple[int, Callable[[], Awaitable[None]]]]:
-        """Return what may happen now, each with its weight; what does not fit may happen too."""
+        """Return the possible acts with their weights; some of them will be refused."""
         turns = self._world.turns
         state = turns.rollout.state if turns.rollout else None
         deploys = any(machine.state().deploying for machine in self._world.up)
