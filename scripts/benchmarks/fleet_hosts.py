@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import sys
@@ -185,6 +186,8 @@ def main() -> None:
     parser.add_argument("--deploy-seconds", type=float, required=True)
     parser.add_argument("--clock-ahead", type=float, default=0.0)
     options = parser.parse_args()
+    gc.set_threshold(100_000, 50, 1000)  # hundreds of hosts share what one has to itself:
+    sys.setswitchinterval(0.0005)  # its heap, and an interpreter for the thread that writes
     set_clock(timedelta(seconds=options.clock_ahead))
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     memory = "/dev/shm"  # noqa: S108 - a thousand machines do not share one disk

@@ -193,18 +193,18 @@ def test_without_its_network_a_host_reports_the_outage_and_its_presence_lapses(
             EtcdEngine(three.from_(0), three.prefix) as host,
             EtcdEngine(three.from_(1), three.prefix) as other,
         ):
-            await host.announce("present/a", b"1", ttl_seconds=2)
+            await host.claim("present/a", b"1", revision=0, ttl_seconds=2)
             async with aclosing(other.watch("present/")) as changes:
                 await next_of(changes)
                 for number in range(3):
                     three.network.cut(number)
                 with pytest.raises(EngineUnavailableError):
-                    await host.announce("present/a", b"2", ttl_seconds=2)
+                    await host.keep(ttl_seconds=2)
                 assert host.outage is not None
                 for number in range(3):
                     three.network.plug_in(number)
                 assert (await next_of(changes)).removed == ("present/a",)
-                await host.announce("present/a", b"3", ttl_seconds=60)
+                await host.claim("present/a", b"3", revision=0, ttl_seconds=60)
                 assert [each.value for each in (await next_of(changes)).entries] == [b"3"]
 
     three.run(test)

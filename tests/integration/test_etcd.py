@@ -245,27 +245,42 @@ async def test_requests_to_an_etcd_that_hangs_end_in_time(
         assert engine.outage is None
 
 
-async def test_an_announced_key_stays_while_it_is_announced_and_goes_away_by_itself(
+async def test_a_claimed_key_stays_while_it_is_kept_and_goes_away_by_itself(
     one: etcd.Cluster,
 ) -> None:
     async with engine_on(one) as engine, aclosing(engine.watch("present/")) as changes:
         await next_of(changes)
-        for number in (b"1", b"2"):
-            await engine.announce("present/a", number, ttl_seconds=1)
-            assert keys(await next_of(changes)) == {"present/a": number}
+        assert not await engine.keep(ttl_seconds=1)
+        revision = 0
+        for value in (b"1", b"2"):
+            claimed = await engine.claim("present/a", value, revision=revision, ttl_seconds=1)
+            assert claimed is not None
+            revision = claimed
+            assert keys(await next_of(changes)) == {"present/a": value}
+        assert await engine.keep(ttl_seconds=1)
+        assert await engine.count("present/") == 1
         assert (await next_of(changes)).removed == ("present/a",)
+        assert not await engine.keep(ttl_seconds=1)
+        assert await engine.count("present/") == 0
 
 
-@pytest.mark.fault("Fleet", "a host's lease has ended", "the next announcement takes another")
-async def test_a_lease_that_was_lost_is_taken_again_with_the_next_announcement(
+async def test_a_key_that_another_program_has_written_is_not_claimed(one: etcd.Cluster) -> None:
+    async with engine_on(one) as engine:
+        await engine.commit([], Put("present/a", b"another's"))
+        assert await engine.claim("present/a", b"1", revision=0, ttl_seconds=15) is None
+        assert (await engine.read("present/")).value("present/a") == b"another's"
+
+
+@pytest.mark.fault("Fleet", "a host's lease has ended", "its next claim takes another")
+async def test_a_lease_that_was_lost_is_taken_again_with_the_next_claim(
     one: etcd.Cluster,
 ) -> None:
     async with engine_on(one) as engine:
-        await engine.announce("present/a", b"1", ttl_seconds=60)
+        await engine.claim("present/a", b"1", revision=0, ttl_seconds=60)
         for lease in one.post("/v3/lease/leases", {})["leases"]:
             assert "error" not in one.post("/v3/lease/revoke", {"ID": lease["ID"]})
         assert (await engine.read("present/")).entries == ()
-        await engine.announce("present/a", b"2", ttl_seconds=60)
+        assert await engine.claim("present/a", b"2", revision=0, ttl_seconds=60)
         assert (await engine.read("present/")).value("present/a") == b"2"
 
 
@@ -314,7 +329,7 @@ async def test_an_endpoint_that_answers_garbage_is_a_named_error(garbage: str) -
         with suppress(EngineError):
             assert await engine.commit([Unchanged("k", 0)], Put("k", b"")) is None
         with pytest.raises(EngineError):
-            await engine.announce("present/a", b"", ttl_seconds=15)
+            await engine.claim("present/a", b"", revision=0, ttl_seconds=15)
         async with aclosing(engine.watch("k")) as changes:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(anext(changes), 0.3)

@@ -61,8 +61,8 @@ async def test_a_user_with_a_certificate_without_a_CommonName_has_the_fleets_pre
             await next_of(changes)
             assert await engine.commit([], Put("k", b"1"))
             assert (await next_of(changes)).entries[0].value == b"1"
-        await engine.announce("present/a", b"", ttl_seconds=15)
-        await engine.announce("present/a", b"", ttl_seconds=15)
+        assert await engine.claim("present/a", b"", revision=0, ttl_seconds=15)
+        assert await engine.keep(ttl_seconds=15)
         assert [each.key for each in (await engine.read("")).entries] == ["k", "present/a"]
 
 
@@ -75,7 +75,9 @@ async def test_a_token_that_etcd_no_longer_knows_is_renewed(guarded: etcd.Cluste
         for again in (
             lambda: engine.read("k"),
             lambda: engine.commit([], Put("k", b"2")),
-            lambda: engine.announce("present/b", b"", ttl_seconds=15),
+            lambda: engine.claim("present/b", b"", revision=0, ttl_seconds=15),
+            lambda: engine.keep(ttl_seconds=15),
+            lambda: engine.count("present/"),
         ):
             answer = guarded.post("/v3/auth/user/changepw", same, token=root["token"])
             assert "error" not in answer, answer

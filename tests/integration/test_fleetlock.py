@@ -105,7 +105,7 @@ async def two_hosts(cluster: etcd.Cluster) -> AsyncIterator[tuple[Host, Host]]:
     ):
         for name in "ab":
             await a.engine.commit([], Put(HOSTS + name, b"{}"))
-            await a.engine.announce(PRESENT + name, b"{}", ttl_seconds=15)
+            await a.engine.claim(PRESENT + name, b"{}", revision=0, ttl_seconds=15)
         yield a, b
 
 

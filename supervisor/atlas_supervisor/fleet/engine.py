@@ -9,7 +9,7 @@ What a host may ask for, so that a thousand of them are no load (`./scripts/benc
     watches      single keys that change rarely, such as `kill` and `rollout`; no host watches a
                  key that each host writes, for a thousand hosts are then a million events
     each second  one key read, the kill switch's
-    each 5 s     its own key announced
+    each 5 s     its own key kept alive, and written only if it has changed
     whole reads  (of all hosts, of all results) by the one host whose turn it is, and by an
                  operator's question; never by every host at each change
 """
@@ -130,6 +130,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def count(self, prefix: str) -> int:
+        """Return how many keys have the prefix, linearizably. Raises EngineError."""
+        ...
+
     async def commit(self, conditions: Sequence[Unchanged], *writes: Put | Delete) -> int | None:
         """Do all writes if all conditions hold; return the revision, or None if one did not hold.
 
@@ -146,9 +150,20 @@ class Engine(Protocol):
         """
         ...
 
-    async def announce(self, key: str, value: bytes, *, ttl_seconds: float) -> None:
-        """Write a key that goes away by itself unless it is announced again within its time.
+    async def claim(
+        self, key: str, value: bytes, *, revision: int, ttl_seconds: float
+    ) -> int | None:
+        """Write a key that goes away by itself, if it still has this revision (0: it is absent).
 
-        Raises EngineError.
+        Return its new revision, or None if it did not have the one that was named. It stays for
+        two thirds of its time at least, and as long as `keep` is called. Raises EngineError, and
+        then it is open whether it was written.
+        """
+        ...
+
+    async def keep(self, *, ttl_seconds: float) -> bool:
+        """Keep all keys with this time to live that this process has claimed.
+
+        Return False if they are gone: then they are to be claimed again. Raises EngineError.
         """
         ...

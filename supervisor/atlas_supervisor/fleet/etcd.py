@@ -7,9 +7,11 @@ those of `engine`, and `outage` keeps the first of those that have not ended.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,7 +31,6 @@ from atlas_supervisor.fleet.engine import (
 from atlas_supervisor.fleet.etcd_client import Credentials, EtcdClient, Tls
 from atlas_supervisor.fleet.etcd_messages import (
     NOT_FOUND,
-    Headed,
     HeadedRange,
     Header,
     KeyValue,
@@ -39,7 +40,6 @@ from atlas_supervisor.fleet.etcd_messages import (
     Transaction,
     body,
     condition,
-    encoded,
     parsed,
     parsed_line,
     span,
@@ -85,6 +85,13 @@ def _password(file: Path) -> str:
     return password
 
 
+@dataclass
+class _Lease:
+    id: int
+    kept_at: float
+    """By the monotonic clock, before etcd was asked: it ends no earlier than that tells."""
+
+
 class EtcdEngine:
     """A cluster of etcd, of which only the keys under a prefix are used.
 
@@ -101,8 +108,9 @@ class EtcdEngine:
         """`prefix` ends with a slash; `endpoints` are URLs of one or more members."""
         self._client = EtcdClient(endpoints, tls=tls, credentials=credentials)
         self._prefix = prefix
-        self._leases: dict[float, int] = {}
-        self._announcing = asyncio.Lock()
+        self._leases: dict[float, _Lease] = {}
+        """By their time to live."""
+        self._leasing = asyncio.Lock()
         self._outages: dict[str, Outage] = {}
 
     async def __aenter__(self) -> Self:
@@ -130,14 +138,57 @@ class EtcdEngine:
             _, snapshot = await self._read_all(prefixes)
         return snapshot
 
+    async def count(self, prefix: str) -> int:
+        """As in `Engine`."""
+        content = body({**span((self._prefix + prefix).encode()), "count_only": True})
+        with self._noted("read"):
+            found = await self._client.ask(
+                "/v3/kv/range", content, partial(parsed, HeadedRange), twice=True
+            )
+        return found.count
+
     async def commit(self, conditions: Sequence[Unchanged], *writes: Put | Delete) -> int | None:
         """As in `Engine`."""
-        content = body(
-            {
-                "compare": [condition(self._prefix, each) for each in conditions],
-                "success": [write(self._prefix, each) for each in writes],
-            }
-        )
+        with self._noted("write"):
+            return await self._transact(conditions, [write(self._prefix, each) for each in writes])
+
+    def watch(self, prefix: str) -> AsyncGenerator[Changes, None]:
+        """As in `Engine`."""
+        watch = Watch(self._client, self._prefix, prefix, lambda: self._read_all((prefix,)))
+        return watch.changes(lambda: self._noted("read"))
+
+    async def claim(
+        self, key: str, value: bytes, *, revision: int, ttl_seconds: float
+    ) -> int | None:
+        """As in `Engine`. All keys with one time to live are under one lease."""
+        with self._noted("write"):
+            async with self._leasing:
+                for is_last in (False, True):
+                    lease = await self._living_lease(ttl_seconds)
+                    wanted = write(self._prefix, Put(key, value), lease)
+                    try:
+                        return await self._transact([Unchanged(key, revision)], [wanted])
+                    except RefusedByEngineError as error:
+                        if is_last or error.code != NOT_FOUND:
+                            raise
+                    del self._leases[ttl_seconds]  # it ended just now
+        raise AssertionError
+
+    async def keep(self, *, ttl_seconds: float) -> bool:
+        """As in `Engine`. It writes nothing, so a full etcd does it, too."""
+        with self._noted("read"):
+            async with self._leasing:
+                return await self._keep_lease(ttl_seconds)
+
+    async def members(self) -> dict[str, Status | EngineError]:
+        """Ask each endpoint for itself; return its member's status, or its error."""
+        return await self._client.each("/v3/maintenance/status", Status)
+
+    async def _transact(
+        self, conditions: Sequence[Unchanged], writes: Sequence[dict[str, dict[str, str]]]
+    ) -> int | None:
+        """Do all writes if all conditions hold; return the revision, or None if one did not."""
+        compare = [condition(self._prefix, each) for each in conditions]
 
         def revision(answer: bytes) -> int | None:
             done = parsed(Transaction, answer)
@@ -147,60 +198,38 @@ class EtcdEngine:
                 raise GarbledAnswerError("its transaction has more or fewer answers than writes")
             return done.header.revision
 
-        with self._noted("write"):
-            return await self._client.ask("/v3/kv/txn", content, revision, twice=False)
+        content = body({"compare": compare, "success": writes})
+        return await self._client.ask("/v3/kv/txn", content, revision, twice=False)
 
-    def watch(self, prefix: str) -> AsyncGenerator[Changes, None]:
-        """As in `Engine`."""
-        watch = Watch(self._client, self._prefix, prefix, lambda: self._read_all((prefix,)))
-        return watch.changes(lambda: self._noted("read"))
+    async def _living_lease(self, ttl_seconds: float) -> int:
+        """Return a lease that has at least two thirds of its time left."""
+        lease = self._leases.get(ttl_seconds)
+        is_fresh = lease is not None and time.monotonic() - lease.kept_at < ttl_seconds / 3
+        if not is_fresh and not await self._keep_lease(ttl_seconds):
+            asked_at, content = time.monotonic(), body({"TTL": str(int(ttl_seconds))})
+            read = partial(parsed, Lease)
+            granted = await self._client.ask("/v3/lease/grant", content, read, twice=True)
+            if not granted.id:
+                raise GarbledAnswerError("a lease without an ID")
+            self._leases[ttl_seconds] = _Lease(granted.id, asked_at)
+        return self._leases[ttl_seconds].id
 
-    async def announce(self, key: str, value: bytes, *, ttl_seconds: float) -> None:
-        """As in `Engine`. All keys with one time to live are under one lease."""
-        with self._noted("write"):
-            async with self._announcing:
-                await self._renew_lease(ttl_seconds)
-                try:
-                    await self._put_leased(key, value, ttl_seconds)
-                except RefusedByEngineError as error:
-                    if error.code != NOT_FOUND:
-                        raise
-                    del self._leases[ttl_seconds]  # it ended just now
-                    await self._renew_lease(ttl_seconds)
-                    await self._put_leased(key, value, ttl_seconds)
+    async def _keep_lease(self, ttl_seconds: float) -> bool:
+        """Begin a lease's time anew; return False if there is none, or not any more."""
+        lease = self._leases.get(ttl_seconds)
+        if lease is None:
+            return False
+        asked_at, content = time.monotonic(), body({"ID": str(lease.id)})
+        read = partial(parsed_line, Lease)
+        kept = await self._client.ask("/v3/lease/keepalive", content, read, twice=True)
+        if kept.ttl <= 0:
+            del self._leases[ttl_seconds]
+            return False
+        lease.kept_at = asked_at
+        return True
 
-    async def members(self) -> dict[str, Status | EngineError]:
-        """Ask each endpoint for itself; return its member's status, or its error."""
-        return await self._client.each("/v3/maintenance/status", Status)
-
-    async def _put_leased(self, key: str, value: bytes, ttl_seconds: float) -> None:
-        content = {
-            "key": encoded((self._prefix + key).encode()),
-            "value": encoded(value),
-            "lease": str(self._leases[ttl_seconds]),
-        }
-        await self._client.ask("/v3/kv/put", body(content), partial(parsed, Headed), twice=True)
-
-    async def _renew_lease(self, ttl_seconds: float) -> None:
-        """Keep the lease, or take a new one if there is none, or the old one has ended."""
-        if lease := self._leases.get(ttl_seconds):
-            path, content = "/v3/lease/keepalive", body({"ID": str(lease)})
-            kept = await self._client.ask(path, content, partial(parsed_line, Lease), twice=True)
-            if kept.ttl > 0:
-                return
-        content = body({"TTL": str(int(ttl_seconds))})
-        read = partial(parsed, Lease)
-        granted = await self._client.ask("/v3/lease/grant", content, read, twice=True)
-        if not granted.id:
-            raise GarbledAnswerError("a lease without an ID")
-        self._leases[ttl_seconds] = granted.id
-
-    async def _read_all(self, prefixes: Sequence[str]) -> tuple[Header, Snapshot]:
-        """Read in one transaction, which makes it one revision.
-
-        A range by itself costs etcd a third less: so is the kill switch read, each second.
-        """
-        spans = [span((self._prefix + prefix).encode()) for prefix in prefixes]
+    async def _read_all(self, prefixes: tuple[str, ...]) -> tuple[Header, Snapshot]:
+        """Read all of one revision."""
 
         def one(answer: bytes) -> tuple[Header, Snapshot]:
             found = parsed(HeadedRange, answer)
@@ -213,10 +242,9 @@ class EtcdEngine:
                 raise GarbledAnswerError("its transaction has more or fewer answers than reads")
             return done.header, self._snapshot(done.header, ranges)
 
-        if len(spans) == 1:
-            return await self._client.ask("/v3/kv/range", body({**spans[0]}), one, twice=True)
-        content = body({"success": [{"request_range": each} for each in spans]})
-        return await self._client.ask("/v3/kv/txn", content, several, twice=True)
+        path, content = _reading(self._prefix, prefixes)
+        read = one if len(prefixes) == 1 else several
+        return await self._client.ask(path, content, read, twice=True)
 
     def _snapshot(self, header: Header, ranges: Sequence[Range]) -> Snapshot:
         """Return all that the ranges have; they may overlap. Raises GarbledAnswerError."""
@@ -236,3 +264,15 @@ class EtcdEngine:
         self._outages.pop(kind, None)
         if kind == "write":
             self._outages.clear()
+
+
+@lru_cache(maxsize=64)
+def _reading(root: str, prefixes: tuple[str, ...]) -> tuple[str, bytes]:
+    """Return the path and the body of a request for all under the prefixes, in one transaction.
+
+    A range by itself costs etcd a third less: so is the kill switch read, each second.
+    """
+    spans = [span((root + prefix).encode()) for prefix in prefixes]
+    if len(spans) == 1:
+        return "/v3/kv/range", body(spans[0])
+    return "/v3/kv/txn", body({"success": [{"request_range": each} for each in spans]})

@@ -167,6 +167,7 @@ class EtcdClient:
             ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
+            headers=_HEADERS,
         )
         return self
 
@@ -288,7 +289,7 @@ class EtcdClient:
     async def _send(
         self, endpoint: str, path: str, content: bytes, token: str | None
     ) -> aiohttp.ClientResponse:
-        headers = _HEADERS if token is None else {**_HEADERS, "Authorization": token}
+        headers = None if token is None else {"Authorization": token}
         try:
             return await self._session.post(
                 endpoint + path, data=content, headers=headers, allow_redirects=False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -211,7 +212,7 @@ def encoded(key: bytes) -> str:
     return b64encode(key).decode()
 
 
-def body(content: dict[str, Any]) -> bytes:
+def body(content: Mapping[str, Any]) -> bytes:
     """Return a request's body."""
     return json.dumps(content).encode()
 
@@ -228,9 +229,9 @@ def condition(prefix: str, unchanged: Unchanged) -> dict[str, str]:
     return {"key": key, "target": "MOD", "result": "EQUAL", "mod_revision": revision}
 
 
-def write(prefix: str, wanted: Put | Delete) -> dict[str, dict[str, str]]:
-    """Return a transaction's write."""
+def write(prefix: str, wanted: Put | Delete, lease: int = 0) -> dict[str, dict[str, str]]:
+    """Return a transaction's write. A key goes away with its lease; with 0 it stays."""
     key = encoded((prefix + wanted.key).encode())
     if isinstance(wanted, Put):
-        return {"request_put": {"key": key, "value": encoded(wanted.value)}}
+        return {"request_put": {"key": key, "value": encoded(wanted.value), "lease": str(lease)}}
     return {"request_delete_range": {"key": key}}

@@ -46,7 +46,7 @@ from atlas_supervisor.fleet.etcd_messages import (
     span,
 )
 
-SILENT_SECONDS = 15.0
+SILENT_SECONDS = 30.0
 """After this much silence, half more or less, the store is asked for changes."""
 GRACE_SECONDS = 1.0
 """How long a change that the store knows of may take to be delivered."""

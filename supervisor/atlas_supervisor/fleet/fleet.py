@@ -12,7 +12,9 @@ would be a bug, ends neither the daemon nor the others.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -22,7 +24,13 @@ from prometheus_client import Metric
 from atlas_supervisor import errors
 from atlas_supervisor.config import Settings
 from atlas_supervisor.fleet.agent import Agent
-from atlas_supervisor.fleet.documents import PRESENT, KillSwitch, Presence, UnreadableDocumentError
+from atlas_supervisor.fleet.documents import (
+    HOSTS,
+    PRESENT,
+    KillSwitch,
+    Presence,
+    UnreadableDocumentError,
+)
 from atlas_supervisor.fleet.engine import Engine, EngineError, Snapshot
 from atlas_supervisor.fleet.evidence import EvidencePublisher
 from atlas_supervisor.fleet.gauges import fleet_gauges
@@ -45,10 +53,14 @@ _LOOK_SECONDS = 1.0
 """Between two looks at this machine's own state, and the age of an answer that is given again."""
 _ANSWER_SECONDS = 2.0
 """How long a look at the fleet waits for the engine."""
-_GLANCE_SECONDS, _GLANCE_SECONDS_PER_HOST = 10.0, 0.5
-"""Between two looks at the whole fleet if no one asks: a thousand hosts read it twice a second in
-all. Each such answer has a megabyte, and costs etcd as much as a hundred reads of the kill switch.
+_GLANCE_SECONDS, _GLANCE_SECONDS_PER_HOST = 10.0, 2.0
+"""Between two looks at the whole fleet if no one asks: of a thousand hosts, one reads it each two
+seconds. Each such answer has a megabyte, and takes etcd and the host as long as a hundred reads of
+the kill switch. So the hosts are counted first: else a thousand that start, or that find the engine
+again, would read it all at once, and keep it from answering anything.
 """
+_GAUGE_SECONDS = 60.0
+"""How old a look may be whose numbers are exposed: of a thousand hosts, thirty expose them."""
 _CATCH_UP_SECONDS = 1.0
 _AFTER_BUG_SECONDS = 10.0
 
@@ -100,9 +112,11 @@ class Fleet:
         self._local = local
         self._audit = audit
         self._agent = Agent(engine, local, self.host)
-        self._evidence = EvidencePublisher(engine, local, self.host)
         self._installation = installation_of(Path(settings.state_dir))
         self.membership = Membership(engine, self.host, self._installation, self._presence)
+        self._evidence = EvidencePublisher(
+            engine, local, self.host, lambda: self.membership.fleet_size
+        )
         self.kills = KillFollower(
             engine,
             local,
@@ -115,7 +129,8 @@ class Fleet:
         self._seen_at = float("-inf")
         self._sightings: dict[str, Sighting] = {}
         self._shown: FleetView | None = None
-        """The last view, which is seconds old."""
+        self._shown_at = float("-inf")
+        """The last view, and when it was made, by the monotonic clock."""
         self._looking = anyio.Lock()
         self._scope: anyio.CancelScope | None = None
         self._ended = anyio.Event()
@@ -202,16 +217,22 @@ class Fleet:
 
     async def _keep_looking(self) -> None:
         """Look now and then, so that gauges are of today, and a host that dies has been seen."""
+        least = 0.0
         while True:
-            hosts = len((await self.view()).hosts)
-            seconds = max(_GLANCE_SECONDS, hosts * _GLANCE_SECONDS_PER_HOST)
+            with suppress(EngineError):
+                self.membership.fleet_size = await self.engine.count(HOSTS)
+            seconds = max(least, self.membership.fleet_size * _GLANCE_SECONDS_PER_HOST)
             await anyio.sleep(jittered(seconds))
+            await self.view()
+            least = _GLANCE_SECONDS
 
     # Answers.
 
     def gauges(self) -> Iterator[Metric]:
-        """Yield the fleet's gauges as of the last look, from memory."""
-        return fleet_gauges(self._shown) if self._shown is not None else iter(())
+        """Yield the fleet's gauges, from memory: of all hosts, if they were looked at just now."""
+        is_young = time.monotonic() - self._shown_at < _GAUGE_SECONDS
+        is_connected = self.engine.outage is None
+        return fleet_gauges(self.name, self._shown if is_young else None, connected=is_connected)
 
     def known(self) -> Knowledge:
         """Return this machine's knowledge of its fleet, from memory."""
@@ -232,6 +253,7 @@ class Fleet:
                 await self._look()
         # In a thread: of a thousand hosts it takes some 60 ms, and the relay goes on meanwhile.
         self._shown = await anyio.to_thread.run_sync(overview, self.known())
+        self._shown_at = time.monotonic()
         return self._shown
 
     async def _look(self) -> None:
@@ -257,7 +279,6 @@ class Fleet:
                     continue  # the view names it
                 host = entry.key.removeprefix(PRESENT)
                 self._sightings[host] = Sighting(presence, seen_ts)
-        self.membership.fleet_size = len(self._sightings)
 
     async def _changed(
         self, actor: Actor, action: str, outcome: str, **detail: object

@@ -1,6 +1,7 @@
 """The fleet's gauges: what this host knows of it, at the time of a scrape.
 
-Each host exposes the same numbers as it knows them, so queries take the `max by (fleet)`.
+Each host exposes the same numbers as it knows them, so queries take the `max by (fleet)`. In a
+large fleet a host looks at all others seldom, and exposes their numbers only in the minute after.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ from atlas_supervisor.fleet.documents import RolloutState
 from atlas_supervisor.fleet.view import FleetView
 
 
-def fleet_gauges(view: FleetView) -> Iterator[Metric]:
-    """Yield all gauges of a fleet."""
+def fleet_gauges(fleet: str, view: FleetView | None, *, connected: bool) -> Iterator[Metric]:
+    """Yield all gauges of a fleet; without a view of its hosts, whether its engine answers."""
 
     def one(name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(f"atlas_fleet_{name}", text, labels=["fleet"])
-        family.add_metric([view.fleet], value)
+        family.add_metric([fleet], value)
         return family
 
-    yield one("engine_connected", "1 while the fleet's etcd answers.", view.engine.connected)
+    yield one("engine_connected", "1 while the fleet's etcd answers.", connected)
+    if view is None:
+        return
     yield one("hosts", "Hosts of the fleet, alive or not.", len(view.hosts))
-    if view.engine.connected:  # otherwise it is not known, and 0 would be an alarm
+    if connected:  # otherwise it is not known, and 0 would be an alarm
         yield one(
             "fresh_hosts",
             "Hosts that show a sign of life. Absent while etcd is away.",
@@ -36,7 +39,7 @@ def fleet_gauges(view: FleetView) -> Iterator[Metric]:
     )
     if view.rollout:
         for state in RolloutState:
-            rollout.add_metric([view.fleet, state.value], state is view.rollout.state)
+            rollout.add_metric([fleet, state.value], state is view.rollout.state)
     yield rollout
     yield one("slots", "Hosts that may be unavailable at a time.", view.semaphore.slots)
     yield one("slots_held", "Slots that hosts hold.", len(view.semaphore.holders))

@@ -94,6 +94,9 @@ class KillFollower:
         self._state_dir = state_dir
         self._acknowledge = acknowledge
         self._learning = anyio.Lock()
+        self._learned: bytes | None = None
+        """The document that is in force, as the engine has it; None if it was not read from there.
+        """
         self._fault = ""
         """The last thing that was logged of the engine's document or this host's disk."""
         self.applied = applied
@@ -141,10 +144,14 @@ class KillFollower:
         `since` was in force before the engine was asked. If it is not any more, the answer may be
         older than what is in force, and a lower epoch means nothing.
         """
+        if value is not None and value == self._learned:
+            self._fault = ""
+            return
         async with self._learning:
             try:
                 found = None if value is None else KillSwitch.read(KILL, value)
                 await self._apply(found, since)
+                self._learned = value if found == self.applied else None
             except UnreadableDocumentError as error:
                 self._report(str(error))
             except OSError as error:

@@ -1,12 +1,15 @@
-"""A host's membership: it joins for good, announces itself every few seconds, may be forgotten.
+"""A host's membership: it joins for good, announces itself, and may be forgotten.
 
     hosts/HOST      stays until an operator forgets the host: a rollout waits for those away, too
-    present/HOST    goes away by itself when the host has not announced itself for a while
+    present/HOST    goes away by itself when the host has not kept it for a while
 
 Two supervisors with one FLEET_HOST would use one slot for two deploys. So each announcement names
-its installation, and is preceded by a look at the last one: who finds another's there announces
-nothing and takes no part until that has gone. The one that was first goes on. If both begin at
-once, the last to have announced itself goes on, since each looks again before its next one.
+its installation, and is written only over one's own or none: who finds another's there announces
+nothing and takes no part until that has gone. The one that was first goes on.
+
+A thousand hosts announce themselves all the time, and mostly what they announced before. So an
+announcement is kept alive, which writes nothing; it is written when it has changed. Twice a minute
+it is looked at and written anyway, in case another program removed it.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 import structlog
@@ -38,8 +42,9 @@ from atlas_supervisor.system.clock import now
 log = structlog.get_logger(__name__)
 
 TTL_SECONDS = 15.0
-"""How long a host counts as present after its last announcement."""
+"""How long a host counts as present after it was last heard of."""
 EVERY_SECONDS = 5.0
+_ATTEMPTS = 3
 _LEAST_SECONDS = 0.2
 """Between two announcements, however much changes."""
 _SPREAD_SECONDS_PER_HOST = 0.004
@@ -54,24 +59,46 @@ def installation_of(state_dir: Path) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+class _Claim(NamedTuple):
+    """What this process has written under the host's name."""
+
+    presence: Presence
+    revision: int
+    looked_at: float
+    """When it was last looked whether another supervisor has the name, by anyio's clock."""
+
+    def is_of(self, wanted: Presence) -> bool:
+        """Return whether it is what is wanted, but for the time."""
+        return wanted.model_copy(update={"sent_ts": self.presence.sent_ts}) == self.presence
+
+
 class Membership:
     """Joins, announces this host, and notices another one with its name."""
 
     def __init__(
-        self, engine: Engine, host: str, installation: str, presence: Callable[[], Presence]
+        self,
+        engine: Engine,
+        host: str,
+        installation: str,
+        presence: Callable[[], Presence],
+        *,
+        ttl_seconds: float = TTL_SECONDS,
     ) -> None:
         """`presence` returns what is to be announced now."""
         self._engine = engine
         self._host = host
         self._installation = installation
         self._presence = presence
+        self._ttl_seconds = ttl_seconds
         self._changed = anyio.Event()
+        self._claim: _Claim | None = None
+        """What stands under this host's name and is its own; None if it has to be looked at."""
         self.fleet_size = 1
-        """How many hosts the fleet has, as of the last look at it."""
+        """How many hosts the fleet has, as they were counted last."""
         self.alone = anyio.Event()
-        """Set while no other supervisor has this host's name, as of the last look."""
+        """Set while this host is announced, or was when the engine was there last."""
         self.doubled = anyio.Event()
-        """Set while another one has it."""
+        """Set while another supervisor has its name."""
         self.other: Presence | None = None
         """The announcement of another supervisor with this host's name, if there is one."""
         self._other_since = 0.0
@@ -98,41 +125,74 @@ class Membership:
                 await anyio.sleep(random.uniform(0, spread))  # noqa: S311 - it spreads the load
 
     async def announce(self) -> None:
-        """Join if need be, and announce this host unless another has its name.
-
-        Raises EngineError.
-        """
-        member, present = HOSTS + self._host, PRESENT + self._host
-        snapshot = await self._engine.read(member, present)
-        self._note(snapshot.value(present))
-        if self.other is not None:
+        """Announce this host, unless another supervisor has its name. Raises EngineError."""
+        if await self._announce_again():
             return
+        for _ in range(_ATTEMPTS):
+            if await self._look_and_announce():
+                return
+
+    async def _announce_again(self) -> bool:
+        """Announce by one request; return False if it has to be looked first."""
+        claim, self._claim = self._claim, None  # until the engine has answered
+        if claim is None or self._engine.outage is not None:
+            return False
+        if anyio.current_time() - claim.looked_at > 2 * self._ttl_seconds:
+            return False
+        wanted = self._presence()
+        if not claim.is_of(wanted):
+            return await self._write(wanted, claim.revision, claim.looked_at)
+        if not await self._engine.keep(ttl_seconds=self._ttl_seconds):
+            return False
+        self._claim = claim
+        return True
+
+    async def _look_and_announce(self) -> bool:
+        """Join if need be, and announce; return False if another program wrote meanwhile."""
+        member, present = HOSTS + self._host, PRESENT + self._host
+        looked_at = anyio.current_time()
+        snapshot = await self._engine.read(member, present)
+        if self._has_other(snapshot.value(present)):
+            return True
         if snapshot.value(member) is None:  # the first time, or it was forgotten
             joined = Member(joined_ts=now())
             await self._engine.commit([Unchanged(member, 0)], Put(member, joined.written()))
             log.info("fleet_joined", host=self._host)
-        await self._engine.announce(present, self._presence().written(), ttl_seconds=TTL_SECONDS)
+        return await self._write(self._presence(), snapshot.revision_of(present), looked_at)
 
-    def _note(self, value: bytes | None) -> None:
-        """Note whether another supervisor has this host's name."""
+    async def _write(self, presence: Presence, revision: int, looked_at: float) -> bool:
+        """Write over what has this revision; return False if that was written meanwhile."""
+        key, value = PRESENT + self._host, presence.written()
+        now_has = await self._engine.claim(
+            key, value, revision=revision, ttl_seconds=self._ttl_seconds
+        )
+        if now_has is None:
+            return False
+        self._claim = _Claim(presence, now_has, looked_at)
+        if not self.alone.is_set():
+            self.other = None
+            self.doubled = anyio.Event()
+            self.alone.set()
+        return True
+
+    def _has_other(self, value: bytes | None) -> bool:
+        """Return whether another supervisor has this host's name, and note and log it."""
         found = None
         if value is not None:
             with suppress(UnreadableDocumentError):  # it is written anew
                 found = Presence.read(PRESENT + self._host, value)
-        is_other = found is not None and found.installation not in ("", self._installation)
-        if is_other and not self.doubled.is_set():
+        if found is None or found.installation in ("", self._installation):
+            return False
+        if not self.doubled.is_set():
             self._other_since, self._is_logged = anyio.current_time(), False
             self.alone = anyio.Event()
             self.doubled.set()
-        if not is_other and not self.alone.is_set():
-            self.doubled = anyio.Event()
-            self.alone.set()
-        self.other = found if is_other else None
+        self.other = found
         # What this machine announced before its last boot has gone by then.
-        lasts = anyio.current_time() - self._other_since > TTL_SECONDS
-        if is_other and lasts and not self._is_logged:
+        if anyio.current_time() - self._other_since > self._ttl_seconds and not self._is_logged:
             self._is_logged = True
             log.error("fleet_host_not_unique", host=self._host, instead="this one takes no part")
+        return True
 
 
 async def forget(engine: Engine, host: str) -> None:

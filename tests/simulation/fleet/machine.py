@@ -12,12 +12,10 @@ from pathlib import Path
 from atlas_supervisor.errors import DEPLOY_IN_PROGRESS, MODE_IS_SINGLE, UNKNOWN_RELEASE
 from atlas_supervisor.fleet.agent import Agent, Pace
 from atlas_supervisor.fleet.documents import (
-    HOSTS,
     PRESENT,
     Evidence,
     HostDeploy,
     KillSwitch,
-    Member,
     Presence,
 )
 from atlas_supervisor.fleet.engine import (
@@ -33,6 +31,7 @@ from atlas_supervisor.fleet.engine import (
 from atlas_supervisor.fleet.etcd import EtcdEngine
 from atlas_supervisor.fleet.kill_switch import KillFollower, read_record
 from atlas_supervisor.fleet.local import LocalOutcome, LocalState
+from atlas_supervisor.fleet.presence import Membership
 from atlas_supervisor.fleet.reboots import Reboots
 from atlas_supervisor.model.deploy import Mode, Result
 from atlas_supervisor.system.clock import now
@@ -117,9 +116,21 @@ class Link:
                 await self._whole.wait()
                 yield changes
 
-    async def announce(self, key: str, value: bytes, *, ttl_seconds: float) -> None:
+    async def count(self, prefix: str) -> int:
         await self._pass()
-        await self._engine.announce(key, value, ttl_seconds=ttl_seconds)
+        return await self._engine.count(prefix)
+
+    async def claim(
+        self, key: str, value: bytes, *, revision: int, ttl_seconds: float
+    ) -> int | None:
+        await self._pass()
+        written = await self._engine.claim(key, value, revision=revision, ttl_seconds=ttl_seconds)
+        await self._pass()
+        return written
+
+    async def keep(self, *, ttl_seconds: float) -> bool:
+        await self._pass()
+        return await self._engine.keep(ttl_seconds=ttl_seconds)
 
     async def close(self) -> None:
         """Wait for what is still under way."""
@@ -245,16 +256,13 @@ class Machine:
             tasks.create_task(self._announce())
 
     async def _announce(self) -> None:
+        membership = Membership(
+            self.link, self.name, self.name, self._presence, ttl_seconds=LEASE_SECONDS
+        )
         while True:
             with suppress(EngineError):
-                joined = Put(HOSTS + self.name, Member(joined_ts=now()).written())
-                await self.link.commit([Unchanged(HOSTS + self.name, 0)], joined)
-                while True:
-                    presence = self._presence().written()
-                    key = PRESENT + self.name
-                    await self.link.announce(key, presence, ttl_seconds=LEASE_SECONDS)
-                    await self._pause()
-            await asyncio.sleep(ANNOUNCED_EVERY)
+                await membership.announce()
+            await self._pause()
 
     async def _pause(self) -> None:
         """Wait until it is time to announce itself again, or a kill is acknowledged."""

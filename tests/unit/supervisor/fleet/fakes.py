@@ -30,6 +30,9 @@ class PlayedEngine:
         self.is_away = False
         self.asked = 0
         """How many requests there were."""
+        self.reads: list[tuple[str, ...]] = []
+        self.counts: list[str] = []
+        self._claimed: set[tuple[float, str]] = set()
         self._changed = asyncio.Event()
 
     @property
@@ -52,8 +55,14 @@ class PlayedEngine:
 
     async def read(self, *prefixes: str) -> Snapshot:
         await self._ask()
+        self.reads.append(prefixes)
         found = [self.entries[key] for key in sorted(self.entries) if key.startswith(prefixes)]
         return Snapshot(self.revision, tuple(found))
+
+    async def count(self, prefix: str) -> int:
+        await self._ask()
+        self.counts.append(prefix)
+        return sum(key.startswith(prefix) for key in self.entries)
 
     async def commit(self, conditions: Sequence[Unchanged], *writes: Put | Delete) -> int | None:
         await self._ask()
@@ -76,10 +85,16 @@ class PlayedEngine:
                 yield Changes(found.revision, found.entries, anew=True)
             await changed.wait()
 
-    async def announce(self, key: str, value: bytes, *, ttl_seconds: float) -> None:
-        assert ttl_seconds > 0
+    async def claim(
+        self, key: str, value: bytes, *, revision: int, ttl_seconds: float
+    ) -> int | None:
+        written = await self.commit([Unchanged(key, revision)], Put(key, value))
+        self._claimed |= {(ttl_seconds, key)} if written else set()
+        return written
+
+    async def keep(self, *, ttl_seconds: float) -> bool:
         await self._ask()
-        self.put(key, value)
+        return any(ttl == ttl_seconds and key in self.entries for ttl, key in self._claimed)
 
     async def _ask(self) -> None:
         self.asked += 1

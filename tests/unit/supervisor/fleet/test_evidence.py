@@ -22,7 +22,7 @@ def published(engine: PlayedEngine) -> tuple[int, int]:
 
 async def test_nothing_is_published_before_there_is_a_call_or_while_none_was_added() -> None:
     engine, machine = PlayedEngine(), PlayedMachine()
-    publisher = EvidencePublisher(engine, machine, "web1")
+    publisher = EvidencePublisher(engine, machine, "web1", lambda: 3)
     await publisher.publish()
     assert KEY not in engine.entries
     machine.counts = {"vision": (10, 1)}
@@ -37,36 +37,36 @@ async def test_nothing_is_published_before_there_is_a_call_or_while_none_was_add
 
 async def test_a_restart_repeats_no_call() -> None:
     engine, machine = PlayedEngine(), PlayedMachine(counts={"vision": (10, 1)})
-    await EvidencePublisher(engine, machine, "web1").publish()
+    await EvidencePublisher(engine, machine, "web1", lambda: 3).publish()
     machine.counts = {"vision": (13, 2)}
-    await EvidencePublisher(engine, machine, "web1").publish()
+    await EvidencePublisher(engine, machine, "web1", lambda: 3).publish()
     assert published(engine) == (13, 2)
     machine.counts = {"vision": (11, 2)}  # the machine went down before the rest was on its disk
-    await EvidencePublisher(engine, machine, "web1").publish()
+    await EvidencePublisher(engine, machine, "web1", lambda: 3).publish()
     assert published(engine) == (13, 2)
 
 
 async def test_counts_never_fall_over_the_loss_of_a_hosts_database() -> None:
     engine, machine = PlayedEngine(), PlayedMachine(counts={"vision": (10, 1)})
-    await EvidencePublisher(engine, machine, "web1").publish()
+    await EvidencePublisher(engine, machine, "web1", lambda: 3).publish()
     machine.origin, machine.counts = "second", {"vision": (2, 0)}
-    again = EvidencePublisher(engine, machine, "web1")
+    again = EvidencePublisher(engine, machine, "web1", lambda: 3)
     await again.publish()
     assert published(engine) == (12, 1)
     machine.counts = {"vision": (5, 1)}
     await again.publish()
-    await EvidencePublisher(engine, machine, "web1").publish()
+    await EvidencePublisher(engine, machine, "web1", lambda: 3).publish()
     assert published(engine) == (15, 2)
     machine.origin, machine.counts = "third", {}
-    await EvidencePublisher(engine, machine, "web1").publish()
+    await EvidencePublisher(engine, machine, "web1", lambda: 3).publish()
     assert published(engine) == (15, 2)
 
 
 async def test_an_engine_that_lost_its_data_gets_all_counts_again() -> None:
     engine, machine = PlayedEngine(), PlayedMachine(counts={"vision": (10, 1)})
-    await EvidencePublisher(engine, machine, "web1").publish()
+    await EvidencePublisher(engine, machine, "web1", lambda: 3).publish()
     machine.origin, machine.counts = "second", {"vision": (2, 0)}
-    publisher = EvidencePublisher(engine, machine, "web1")
+    publisher = EvidencePublisher(engine, machine, "web1", lambda: 3)
     await publisher.publish()
     engine.remove(KEY)
     machine.counts = {"vision": (3, 0)}
@@ -88,7 +88,7 @@ async def test_calls_that_go_on_are_published_at_the_interval(
         await asyncio.sleep(0)
 
     monkeypatch.setattr("atlas_supervisor.fleet.evidence.anyio.sleep", sleep)
-    task = asyncio.create_task(EvidencePublisher(engine, machine, "web1").run())
+    task = asyncio.create_task(EvidencePublisher(engine, machine, "web1", lambda: 3).run())
     await eventually(lambda: len(pauses) > 10)
     task.cancel()
     assert min(pauses[1:]) >= 10.0

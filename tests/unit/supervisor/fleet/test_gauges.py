@@ -19,7 +19,9 @@ from tests.unit.supervisor.fleet.support import (
 def values(documents: dict[str, Document]) -> dict[str, float]:
     """Return the gauges that are not 0 by their name and state."""
     view = overview(Knowledge("shop", "a", snapshot({**documents})))
-    samples = [sample for family in fleet_gauges(view) for sample in family.samples]
+    samples = [
+        sample for family in fleet_gauges("shop", view, connected=True) for sample in family.samples
+    ]
     assert {sample.labels["fleet"] for sample in samples} == {"shop"}
     return {
         sample.name.removeprefix("atlas_fleet_") + sample.labels.get("state", ""): sample.value
@@ -46,8 +48,15 @@ def test_the_gauges_have_the_rollout_the_slots_the_hosts_and_the_kill() -> None:
 
 def test_while_the_engine_is_away_the_number_of_fresh_hosts_is_absent_and_not_0() -> None:
     view = overview(Knowledge("shop", "a", snapshot({**fleet_of("a")}), Outage(START, "refused")))
-    families = {family.name: family.samples for family in fleet_gauges(view)}
+    families = {
+        family.name: family.samples for family in fleet_gauges("shop", view, connected=False)
+    }
 
     assert families["atlas_fleet_engine_connected"][0].value == 0
     assert "atlas_fleet_fresh_hosts" not in families
     assert families["atlas_fleet_rollout_state"] == []
+
+
+def test_without_a_young_look_at_the_hosts_only_the_engines_gauge_is_there() -> None:
+    (family,) = fleet_gauges("shop", None, connected=True)
+    assert (family.name, family.samples[0].value) == ("atlas_fleet_engine_connected", 1)

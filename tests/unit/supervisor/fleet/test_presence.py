@@ -9,6 +9,7 @@ import pytest
 
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.fleet.documents import HOSTS, PRESENT, Presence
+from atlas_supervisor.fleet.engine import EngineError
 from atlas_supervisor.fleet.presence import Membership, forget, installation_of
 from tests.harness import eventually
 from tests.unit.supervisor.fleet.fakes import PlayedEngine
@@ -35,8 +36,10 @@ async def test_a_host_joins_once_and_again_after_it_was_forgotten() -> None:
     membership = host(engine)
     await membership.announce()
     joined = engine.entries[HOSTS + "web1"]
+    engine.remove(PRESENT + "web1")  # its lease has ended
     await membership.announce()
     assert engine.entries[HOSTS + "web1"] == joined
+    engine.remove(PRESENT + "web1")
     engine.remove(HOSTS + "web1")
     await membership.announce()
     assert HOSTS + "web1" in engine.entries
@@ -64,21 +67,62 @@ async def test_of_two_hosts_that_begin_at_once_one_goes_on() -> None:
     engine = PlayedEngine()
     both = [host(engine, "a"), host(engine, "b")]
     await asyncio.gather(*(each.announce() for each in both))
-    for _ in range(2):
-        await asyncio.gather(*(each.announce() for each in both))
     assert sorted(each.alone.is_set() for each in both) == [False, True]
 
 
-async def test_a_change_is_announced_at_once() -> None:
+async def test_what_was_announced_is_kept_and_not_written_again_until_it_changes() -> None:
+    engine, epochs = PlayedEngine(), [1]
+    membership = Membership(
+        engine, "web1", "a", lambda: present_host(installation="a", kill_epoch=epochs[-1])
+    )
+    await membership.announce()
+    before, asked = engine.revision, engine.asked
+    for _ in range(3):
+        await membership.announce()
+    assert (engine.revision, engine.asked) == (before, asked + 3)
+    epochs.append(2)
+    await membership.announce()
+    assert announced(engine).kill_epoch == 2
+    assert engine.asked == asked + 4
+
+
+async def test_an_announcement_that_another_program_wrote_over_is_looked_at_first() -> None:
+    engine = PlayedEngine()
+    first, second = host(engine, "a"), host(engine, "b")
+    await first.announce()
+    engine.remove(PRESENT + "web1")
+    await second.announce()
+    first._presence = lambda: present_host(installation="a", kill_epoch=1)
+    await first.announce()
+    assert announced(engine).installation == "b"
+    assert first.doubled.is_set()
+
+
+async def test_while_the_engine_is_away_nothing_is_taken_for_announced() -> None:
     engine = PlayedEngine()
     membership = host(engine)
+    await membership.announce()
+    engine.is_away = True
+    with pytest.raises(EngineError):
+        await membership.announce()
+    engine.is_away = False
+    engine.remove(PRESENT + "web1")
+    await membership.announce()
+    assert announced(engine).installation == "a"
+
+
+async def test_a_change_is_announced_at_once() -> None:
+    engine, epochs = PlayedEngine(), [1]
+    membership = Membership(
+        engine, "web1", "a", lambda: present_host(installation="a", kill_epoch=epochs[-1])
+    )
     task = asyncio.create_task(membership.run())
     try:
         await eventually(lambda: PRESENT + "web1" in engine.entries)
-        before = engine.entries[PRESENT + "web1"].revision
+        epochs.append(2)
         membership.wake()
         await eventually(
-            lambda: engine.entries[PRESENT + "web1"].revision > before,
+            lambda: announced(engine).kill_epoch == 2,
             within=2,
             what="an announcement before the next heartbeat",
         )

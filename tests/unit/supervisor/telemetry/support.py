@@ -99,7 +99,7 @@ def everything(folder: Path, pid: int) -> list[Metric]:
     return [
         *metrics.registry.collect(),
         *read_gauges(status),
-        *fleet_gauges(fleet_examples.FLEET),
+        *fleet_gauges("shop", fleet_examples.FLEET, connected=True),
     ]
 
 
