@@ -13,7 +13,8 @@ one deploy: a host that restarts goes on with it, and one that comes back after 
 can begin nothing with it.
 
 A host of a thousand can't read a thousand documents at each change. So what is watched (`turns/`)
-decides first, if it can; what it can't decide is looked at closely.
+decides first, if it can; what it can't decide is looked at closely. And hosts that may take a slot
+at the same time look closely one after the other, because each commit makes the others' vain.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from atlas_supervisor.fleet.documents import (
 from atlas_supervisor.fleet.engine import Changes, Engine, EngineError, Entry, Snapshot
 from atlas_supervisor.fleet.local import LocalOutcome, LocalSupervisor
 from atlas_supervisor.fleet.semaphore import free_slots
-from atlas_supervisor.fleet.situation import ALL, Situation, Turns
+from atlas_supervisor.fleet.situation import ALL, Situation, Turns, result_key
 from atlas_supervisor.fleet.turn import (
     OPEN,
     Take,
@@ -46,6 +47,7 @@ from atlas_supervisor.fleet.turn import (
     decide,
     give_back,
     is_far,
+    places_behind,
     reached,
     reason_to_stay,
     reason_to_wait,
@@ -62,8 +64,8 @@ class Pace:
     near: float = 2.0
     """While its turn may have come, while it uses a slot, and while the engine is away."""
     far: float = 30.0
-    """Otherwise, as a remedy for all that a watch may miss; in a fleet of more than a hundred hosts
-    it is longer by as much."""
+    """Otherwise, as a remedy for all that a watch may miss. In a fleet of more than a hundred hosts
+    both are longer by as much."""
 
 
 class Agent:
@@ -77,6 +79,8 @@ class Agent:
         self._host = host
         self._pace = pace or Pace()
         self._watched: dict[str, Entry] = {}
+        self._turns: Turns | None = None
+        """What is watched, once it was read since the last change."""
         self._changed = anyio.Event()
         self._is_to_look_closely = True
         self._progress = _Progress()
@@ -111,24 +115,48 @@ class Agent:
         for key in changes.removed:
             self._watched.pop(key, None)
         self._watched |= {entry.key: entry for entry in changes.entries}
+        self._turns = None
         self._changed.set()
         self._changed = anyio.Event()
 
     async def _look(self) -> float:
         """Do what there is to do; return after how many seconds to look closely at the latest."""
         try:
-            if not self._is_to_look_closely and (reason := self._reason_by_watch()) is not None:
-                self.waits_for = reason
+            if not self._is_to_look_closely and await self._waits_by_watch():
                 return self._progress.scaled(self._pace.far)
             self._is_to_look_closely = False
             return await self._look_closely()
         except EngineError as error:
             self.waits_for = _engine_reason(error)
-        return self._pace.near
+        return self._progress.scaled(self._pace.near)
+
+    async def _waits_by_watch(self) -> bool:
+        """Note why the host waits, and return True, if what is watched is enough to know it."""
+        reason = self._reason_by_watch()
+        if reason is None and (behind := self._places_behind()):
+            await anyio.sleep(behind * self._progress.scaled_by_host(_PLACE_SECONDS_PER_HOST))
+            reason = self._reason_by_watch()
+        if reason is None:
+            return False
+        self.waits_for = reason
+        if self._places_behind() >= self._watched_turns().semaphore.slots:
+            # Changes of the next moments are looked at together: each reaches each host.
+            await anyio.sleep(self._progress.scaled_by_host(_REST_SECONDS_PER_HOST))
+        return True
+
+    def _watched_turns(self) -> Turns:
+        """Return what is watched. Raises UnreadableDocumentError."""
+        if self._turns is None:
+            self._turns = Turns.read(Snapshot(0, tuple(self._watched.values())))
+        return self._turns
+
+    def _places_behind(self) -> int:
+        rollout = self._watched_turns().rollout
+        return places_behind(rollout, self._host, self._progress.reached) if rollout else 0
 
     def _reason_by_watch(self) -> str | None:
         """Return why the host waits, if what is watched is enough to know it."""
-        turns = Turns.read(Snapshot(0, tuple(self._watched.values())))
+        turns = self._watched_turns()
         rollout = turns.rollout
         self._progress.note_turns(turns)
         if turns.slot_of(self._host) is not None:
@@ -146,22 +174,31 @@ class Agent:
 
     async def _look_closely(self) -> float:
         turns = Turns.read(await self._engine.read(TURNS))
-        has_slot = turns.slot_of(self._host) is not None
-        if not has_slot and (turns.rollout is None or turns.rollout.state not in OPEN):
+        self._progress.note_turns(turns)
+        if (holder := turns.slot_of(self._host)) is not None:
             self.waits_for = ""
-            return self._pace.far
+            return await self._use(turns, holder)
+        rollout = turns.rollout
+        is_open = rollout is not None and rollout.state in OPEN
+        if (reason := reason_to_wait(turns, self._host)) is not None and (
+            rollout is None or not is_open or turns.hosts_with_slots(rollout.rollout_id)
+        ):
+            self.waits_for = reason
+            return self._progress.scaled(self._pace.near if is_open else self._pace.far)
         situation = Situation.read(await self._engine.read(*ALL))
         self._progress.note(situation, self._host)
         decision = decide(situation, self._host, self._local.state(), now())
         self.waits_for = decision.reason if isinstance(decision, Wait) else ""
         if isinstance(decision, Wait):
             stays = self._progress.stays is not None
-            return self._progress.scaled(self._pace.far) if stays else self._pace.near
+            return self._progress.scaled(self._pace.far if stays else self._pace.near)
         if isinstance(decision, Use):
             return await self._use(situation.turns, decision.holder)
         revision = await self._engine.commit(situation.turns.conditions, *decision.writes)
+        if revision is None:  # another host was faster: what it did is watched
+            return self._progress.scaled(self._pace.near)
         self._is_to_look_closely = True
-        if revision is not None and isinstance(decision, Take):
+        if isinstance(decision, Take):
             log.info("fleet_slot_acquired", generation=decision.holder.generation)
         return _AGAIN_SECONDS
 
@@ -199,24 +236,27 @@ class Agent:
 
     async def _give_up_if_asked(self, holder: Holder, key: str) -> None:
         """Abort the slot's deploy once its rollout is aborted or replaced."""
+        is_to_read = False  # what is watched is enough, unless it was silent for a while
         while True:
             changed = self._changed
             try:
-                if Turns.read(await self._engine.read(TURNS)).gives_up(holder):
-                    await self._local.abort(key=key)
-                    return
+                if is_to_read or self._watched_turns().gives_up(holder):
+                    turns = Turns.read(await self._engine.read(TURNS))
+                    if turns.gives_up(holder):
+                        await self._local.abort(key=key)
+                        return
             except EngineError as error:
                 log.debug("fleet_turns_not_read", why=str(error))
-            with anyio.move_on_after(jittered(self._pace.near)):
+            with anyio.move_on_after(jittered(self._progress.scaled(self._pace.near))):
                 await changed.wait()
+            is_to_read = not changed.is_set()
 
     async def _give_back(self, holder: Holder, outcome: LocalOutcome | None) -> None:
         """Record the outcome and free the slot, however long the engine is away."""
         ended, is_unanswered = now(), False
         while True:
             try:
-                snapshot = await self._engine.read(TURNS, RESULTS, HOSTS)
-                situation = Situation.read(snapshot, holder.rollout_id)
+                situation = await self._situation_at_the_end(holder)
                 writes = give_back(situation, self._host, holder, outcome, ended)
                 if writes is None and not is_unanswered:
                     log.warning("fleet_slot_lost", generation=holder.generation)
@@ -233,9 +273,26 @@ class Agent:
                 self.waits_for = f"deployed, and {_engine_reason(error)}"
                 await anyio.sleep(jittered(self._pace.near))
 
+    async def _situation_at_the_end(self, holder: Holder) -> Situation:
+        """Read what giving a slot back depends on.
+
+        While other hosts hold slots, the rollout can't be through, and this host's own result is
+        enough; the last has to know all.
+        """
+        own = result_key(holder.rollout_id or "", self._host)
+        snapshot = await self._engine.read(TURNS, own)
+        held = Turns.read(snapshot).hosts_with_slots(holder.rollout_id)
+        if not held - {self._host}:
+            snapshot = await self._engine.read(TURNS, RESULTS, HOSTS)
+        return Situation.read(snapshot, holder.rollout_id)
+
 
 _AGAIN_SECONDS = 0.05
 """After which what was done, or did not work because another host did something, is read."""
+_PLACE_SECONDS_PER_HOST = 50e-6
+"""How long a host that may take a slot leaves to each one before it, to read all and commit."""
+_REST_SECONDS_PER_HOST = 1e-3
+"""How long a host whose turn is far rests after each look at what is watched."""
 
 
 @dataclass
@@ -276,8 +333,12 @@ class _Progress:
             self.stays = reason_to_stay(rollout, host, situation)
 
     def scaled(self, seconds: float) -> float:
-        """Return a pause that grows with the fleet."""
+        """Return a pause that is longer in a fleet of more than a hundred hosts."""
         return seconds * max(self.hosts / 100, 1.0)
+
+    def scaled_by_host(self, seconds: float) -> float:
+        """Return a pause of so many seconds for each host."""
+        return seconds * self.hosts
 
 
 def _engine_reason(error: EngineError) -> str:

@@ -69,6 +69,11 @@ class Turns:
         holder = self.semaphore.holders.get(host)
         return holder if holder and holder.purpose is Purpose.DEPLOY else None
 
+    def hosts_with_slots(self, rollout_id: str | None) -> set[str]:
+        """Return the hosts that hold a slot for a rollout: they have not passed it yet."""
+        held = self.semaphore.holders.items()
+        return {host for host, holder in held if rollout_id and holder.rollout_id == rollout_id}
+
     def lets_begin(self, holder: Holder) -> bool:
         """Return whether a deploy that was not begun yet may begin with this slot."""
         rollout = self.rollout

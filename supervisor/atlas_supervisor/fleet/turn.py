@@ -134,21 +134,27 @@ def reason_to_stay(rollout: Rollout, host: str, situation: Situation) -> str | N
 
 
 def reason_to_wait(turns: Turns, host: str) -> str | None:
-    """Return why no slot can be taken at all now; None if there may be one."""
+    """Return why the host can take no slot, if `turns/` is enough to know it; None if it is not."""
     rollout, semaphore = turns.rollout, turns.semaphore
     if rollout is None or rollout.state not in OPEN:
         return ""
-    if rollout.state is RolloutState.PAUSED:
-        return "waits: the rollout is paused"
-    if rollout.state is RolloutState.HALTED:
-        halt = rollout.halt
-        by = f" by host {halt.host}: {halt.reason}" if halt else ""
-        return f"waits: the rollout is halted{by}"
+    if rollout.state is not RolloutState.RUNNING:
+        return _reason_by_state(rollout)
     if host in semaphore.holders:
         return "waits: this host holds a slot for a reboot"
     if not slots.free_slots(semaphore):
         return f"waits: {slots.in_words(semaphore)}"
-    return None
+    held = turns.hosts_with_slots(rollout.rollout_id)
+    earlier = rollout.order[: _wave_start(rollout, host)]
+    return next((_reason_by_wave(before) for before in earlier if before in held), None)
+
+
+def _reason_by_state(rollout: Rollout) -> str:
+    if rollout.state is RolloutState.PAUSED:
+        return "waits: the rollout is paused"
+    halt = rollout.halt
+    by = f" by host {halt.host}: {halt.reason}" if halt else ""
+    return f"waits: the rollout is halted{by}"
 
 
 def is_far(rollout: Rollout, host: str, reached: int, free: int) -> bool:
@@ -166,12 +172,27 @@ def reached(rollout: Rollout, begun: Iterable[str]) -> int:
     return max((place for place, host in enumerate(rollout.order, 1) if host in hosts), default=0)
 
 
+def places_behind(rollout: Rollout, host: str, reached: int) -> int:
+    """Return how many hosts of the order come before a host, of those that have not begun."""
+    if host not in rollout.order:
+        return 0
+    return max(rollout.order.index(host) - reached, 0)
+
+
+def _wave_start(rollout: Rollout, host: str) -> int:
+    """Return how many hosts are in the waves before a host's own; 0 if it has no part."""
+    place = rollout.order.index(host) if host in rollout.order else 0
+    return max((end for end in rollout.wave_ends if end <= place), default=0)
+
+
+def _reason_by_wave(before: str) -> str:
+    return f"waits for its wave: host {before} of an earlier one has not passed"
+
+
 def _reason_by_order(situation: Situation, rollout: Rollout, host: str) -> str | None:
-    place = rollout.order.index(host)
-    start = max((end for end in rollout.wave_ends if end <= place), default=0)
-    for before in rollout.order[:start]:
+    for before in rollout.order[: _wave_start(rollout, host)]:
         if not situation.has_passed(before):
-            return f"waits for its wave: host {before} of an earlier one has not passed"
+            return _reason_by_wave(before)
     if host not in situation.waiting:
         return f"waits for host {situation.tried[0]}: it failed, and is tried first"
     ahead = situation.waiting[: situation.waiting.index(host)]
@@ -271,8 +292,7 @@ def halted(rollout: Rollout, host: str, reason: str, now: datetime) -> Rollout:
 
 def _is_through(situation: Situation, rollout: Rollout) -> bool:
     """Return whether all hosts have passed, and no slot is held for the rollout any more."""
-    held = situation.turns.semaphore.holders.values()
-    return not any(holder.rollout_id == rollout.rollout_id for holder in held) and all(
+    return not situation.turns.hosts_with_slots(rollout.rollout_id) and all(
         situation.has_passed(host) for host in rollout.order
     )
 
