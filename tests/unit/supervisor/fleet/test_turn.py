@@ -37,7 +37,9 @@ from atlas_supervisor.fleet.turn import (
     decide,
     give_back,
     is_far,
+    places_behind,
     reached,
+    reason_to_wait,
 )
 from tests.unit.supervisor.fleet.support import (
     RUN,
@@ -209,6 +211,18 @@ def test_excused_hosts_are_tried_before_all_others() -> None:
     assert takers(ABC, order, passed) == ["a"]
 
 
+def test_a_host_that_holds_a_slot_shows_that_its_wave_has_not_passed() -> None:
+    order = rollout_of("a", "b", "c", wave_ends=(2, 3), max_unavailable=3)
+    deploying = situation(ABC, order, semaphore(3, b=Purpose.DEPLOY)).turns
+    free = situation(ABC, order, semaphore(3)).turns
+
+    assert reason_to_wait(deploying, "c") == (
+        "waits for its wave: host b of an earlier one has not passed"
+    )
+    assert reason_to_wait(deploying, "a") is None
+    assert reason_to_wait(free, "c") is None
+
+
 def test_an_excused_host_of_a_later_wave_is_waited_for_in_its_own() -> None:
     order = rollout_of("a", "b", "c", wave_ends=(1, 3), excused=("c",))
 
@@ -339,3 +353,5 @@ def test_only_hosts_whose_turn_may_have_come_look_closely() -> None:
     assert [host for host in hosts if not is_far(rollout, host, 4, 2)] == hosts[:6]
     assert not is_far(excused, "h099", 4, 2)
     assert not is_far(rollout, "joined-later", 4, 2)
+    assert [places_behind(rollout, host, 4) for host in hosts[2:7]] == [0, 0, 0, 1, 2]
+    assert places_behind(rollout, "joined-later", 4) == 0
