@@ -80,7 +80,7 @@ class Agent:
         self._pace = pace or Pace()
         self._watched: dict[str, Entry] = {}
         self._turns: Turns | None = None
-        """What is watched, once it was read since the last change."""
+        """The documents that are watched, if they were parsed since the last change."""
         self._changed = anyio.Event()
         self._is_to_look_closely = True
         self._progress = _Progress()
@@ -145,7 +145,7 @@ class Agent:
         return True
 
     def _watched_turns(self) -> Turns:
-        """Return what is watched. Raises UnreadableDocumentError."""
+        """Return the documents that are watched. Raises UnreadableDocumentError."""
         if self._turns is None:
             self._turns = Turns.read(Snapshot(0, tuple(self._watched.values())))
         return self._turns

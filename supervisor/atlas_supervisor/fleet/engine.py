@@ -9,7 +9,7 @@ What a host may ask for, so that a thousand of them are no load (`./scripts/benc
     watches      single keys that change rarely, such as `kill` and `rollout`; no host watches a
                  key that each host writes, for a thousand hosts are then a million events
     each second  one key read, the kill switch's
-    each 5 s     its own key kept alive, and written only if it has changed
+    each 6 s     its own key kept alive, and written only if it has changed
     whole reads  (of all hosts, of all results) by the one host whose turn it is, and by an
                  operator's question; never by every host at each change
 """
@@ -156,7 +156,7 @@ class Engine(Protocol):
         """Write a key that goes away by itself, if it still has this revision (0: it is absent).
 
         Return its new revision, or None if it did not have the one that was named. It stays for
-        two thirds of its time at least, and as long as `keep` is called. Raises EngineError, and
+        half of its time at least, and as long as `keep` is called. Raises EngineError, and
         then it is open whether it was written.
         """
         ...

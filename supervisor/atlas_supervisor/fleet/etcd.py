@@ -202,9 +202,9 @@ class EtcdEngine:
         return await self._client.ask("/v3/kv/txn", content, revision, twice=False)
 
     async def _living_lease(self, ttl_seconds: float) -> int:
-        """Return a lease that has at least two thirds of its time left."""
+        """Return a lease that has at least half of its time left."""
         lease = self._leases.get(ttl_seconds)
-        is_fresh = lease is not None and time.monotonic() - lease.kept_at < ttl_seconds / 3
+        is_fresh = lease is not None and time.monotonic() - lease.kept_at < ttl_seconds / 2
         if not is_fresh and not await self._keep_lease(ttl_seconds):
             asked_at, content = time.monotonic(), body({"TTL": str(int(ttl_seconds))})
             read = partial(parsed, Lease)

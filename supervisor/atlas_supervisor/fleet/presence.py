@@ -8,7 +8,7 @@ its installation, and is written only over one's own or none: who finds another'
 nothing and takes no part until that has gone. The one that was first goes on.
 
 A thousand hosts announce themselves all the time, and mostly what they announced before. So an
-announcement is kept alive, which writes nothing; it is written when it has changed. Twice a minute
+announcement is kept alive, which writes nothing; it is written when it has changed. Once a minute
 it is looked at and written anyway, in case another program removed it.
 """
 
@@ -43,7 +43,9 @@ log = structlog.get_logger(__name__)
 
 TTL_SECONDS = 15.0
 """How long a host counts as present after it was last heard of."""
-EVERY_SECONDS = 5.0
+EVERY_SECONDS = 6.0
+_LOOK_TTLS = 4
+"""After how many times the time to live it is looked what stands under this host's name."""
 _ATTEMPTS = 3
 _LEAST_SECONDS = 0.2
 """Between two announcements, however much changes."""
@@ -137,7 +139,7 @@ class Membership:
         claim, self._claim = self._claim, None  # until the engine has answered
         if claim is None or self._engine.outage is not None:
             return False
-        if anyio.current_time() - claim.looked_at > 2 * self._ttl_seconds:
+        if anyio.current_time() - claim.looked_at > _LOOK_TTLS * self._ttl_seconds:
             return False
         wanted = self._presence()
         if not claim.is_of(wanted):

@@ -70,7 +70,7 @@ async def test_of_two_hosts_that_begin_at_once_one_goes_on() -> None:
     assert sorted(each.alone.is_set() for each in both) == [False, True]
 
 
-async def test_what_was_announced_is_kept_and_not_written_again_until_it_changes() -> None:
+async def test_an_announcement_is_kept_and_written_again_only_when_it_has_changed() -> None:
     engine, epochs = PlayedEngine(), [1]
     membership = Membership(
         engine, "web1", "a", lambda: present_host(installation="a", kill_epoch=epochs[-1])
