@@ -119,14 +119,23 @@ def routes(rows: Iterable[AnyRoute], sessions: Sessions) -> tuple[AnyRoute, ...]
     """Return the dashboard's routes; `rows` are those of the API that it uses."""
     desk = _Desk(tuple(rows), sessions)
 
-    def bound(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def bound(handler: _Handler) -> _Handler:
         async def with_desk(call: Request[Any, Any]) -> Any:
             return await handler(desk, call)
 
         return with_desk
 
+    return (*_shown(bound), *_session(bound), _action(bound))
+
+
+_Handler = Callable[..., Awaitable[Any]]
+_Bind = Callable[[_Handler], _Handler]
+_BACK = ResponseSpec(303, "Back to the page.", None, "", content_type="text/html")
+
+
+def _shown(bound: _Bind) -> tuple[AnyRoute, ...]:
+    """Return the routes of the page, its stream and its files."""
     page = ResponseSpec(200, "A page.", None, content_type="text/html")
-    back = ResponseSpec(303, "Back to the page.", None, "", content_type="text/html")
     return (
         Route(
             method="GET",
@@ -180,6 +189,12 @@ def routes(rows: Iterable[AnyRoute], sessions: Sessions) -> tuple[AnyRoute, ...]
             ),
             errors=(errors.ASSET_NOT_FOUND,),
         ),
+    )
+
+
+def _session(bound: _Bind) -> tuple[AnyRoute, ...]:
+    """Return the routes to sign in and out."""
+    return (
         Route(
             method="POST",
             path="/dashboard/session",
@@ -192,7 +207,7 @@ def routes(rows: Iterable[AnyRoute], sessions: Sessions) -> tuple[AnyRoute, ...]
             body=SignInForm,
             access=Access.PUBLIC,
             form=True,
-            answers=(back,),
+            answers=(_BACK,),
             errors=(errors.TOKEN_WRONG,),
         ),
         Route(
@@ -206,34 +221,38 @@ def routes(rows: Iterable[AnyRoute], sessions: Sessions) -> tuple[AnyRoute, ...]
             body=ActionForm,
             access=Access.PUBLIC,
             form=True,
-            answers=(back,),
+            answers=(_BACK,),
             errors=(errors.FORM_EXPIRED,),
         ),
-        Route(
-            method="POST",
-            path="/dashboard/actions/{action}",
-            handler=bound(_act),
-            summary="Do an action of the dashboard",
-            description="What the API's own request does, by a form: `deploy`, `dry-run`, "
-            "`switch`, `abort`, `rollback`, `hold`, `release`, `ramp-pause`, `ramp-resume`, "
-            "`ramp-advance`, `reset`, `reload`; of a fleet `fleet-rollout`, `fleet-pause`, "
-            "`fleet-resume`, `fleet-abort`, `fleet-rollback`, `fleet-break`, `fleet-forget`, "
-            "`fleet-kill`, `fleet-kill-all`, `fleet-reset`.",
-            tag=None,
-            query=Nothing,
-            body=ActionForm,
-            access=Access.FORM,
-            form=True,
-            parameters={"action": "The action's name."},
-            headers={
-                "Accept": {
-                    "type": "string",
-                    "description": "With `text/html` the answer is a redirect, else the outcome.",
-                }
-            },
-            answers=(ResponseSpec(200, "The outcome.", Outcome), back),
-            errors=(errors.NO_SUCH_ACTION,),
-        ),
+    )
+
+
+def _action(bound: _Bind) -> AnyRoute:
+    """Return the route of everything that the page's buttons do."""
+    return Route(
+        method="POST",
+        path="/dashboard/actions/{action}",
+        handler=bound(_act),
+        summary="Do an action of the dashboard",
+        description="What the API's own request does, by a form: `deploy`, `dry-run`, "
+        "`switch`, `abort`, `rollback`, `hold`, `release`, `ramp-pause`, `ramp-resume`, "
+        "`ramp-advance`, `reset`, `reload`; of a fleet `fleet-rollout`, `fleet-pause`, "
+        "`fleet-resume`, `fleet-abort`, `fleet-rollback`, `fleet-break`, `fleet-forget`, "
+        "`fleet-kill`, `fleet-kill-all`, `fleet-reset`.",
+        tag=None,
+        query=Nothing,
+        body=ActionForm,
+        access=Access.FORM,
+        form=True,
+        parameters={"action": "The action's name."},
+        headers={
+            "Accept": {
+                "type": "string",
+                "description": "With `text/html` the answer is a redirect, else the outcome.",
+            }
+        },
+        answers=(ResponseSpec(200, "The outcome.", Outcome), _BACK),
+        errors=(errors.NO_SUCH_ACTION,),
     )
 
 
