@@ -180,9 +180,9 @@ class Agent:
             return await self._use(turns, holder)
         rollout = turns.rollout
         is_open = rollout is not None and rollout.state in OPEN
-        if (reason := reason_to_wait(turns, self._host)) is not None and (
-            rollout is None or not is_open or turns.hosts_with_slots(rollout.rollout_id)
-        ):
+        # While a slot is held for it, a rollout is not through: there is nothing to record.
+        is_enough = not is_open or turns.hosts_with_slots(rollout.rollout_id if rollout else None)
+        if is_enough and (reason := reason_to_wait(turns, self._host)) is not None:
             self.waits_for = reason
             return self._progress.scaled(self._pace.near if is_open else self._pace.far)
         situation = Situation.read(await self._engine.read(*ALL))
