@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
 import pytest
+from _pytest.assertion.rewrite import PYC_TAIL, get_cache_dir
 
 from atlas_supervisor.__main__ import _without_rich
+from tests.side_by_side import pytest_addoption, pytest_runtestloop  # noqa: F401  # hooks
 
 # The tracebacks that structlog prints unless it is configured: rich takes a second to draw one.
 with _without_rich():
@@ -27,17 +31,16 @@ hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
 FOLDER = Path(__file__).parent
-PARTED = (FOLDER, FOLDER / "unit", FOLDER / "unit/supervisor")
-"""Folders whose parts are collected one by one."""
 LONG = ("acceptance", "browser", "faults", "integration", "simulation", "systemd")
+"""Folders with tests that take their time."""
 LONGEST = (
     *("test_openapi_fuzzing", "test_haproxy", "test_zero_loss", "test_readme", "test_reload"),
     "test_guard",
 )
-"""Folders with tests that take their time, and modules with those that take the most."""
+"""Modules with those that take the most."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let tests start their daemons by forks; benchmarks and the demonstration do not.
 
     In the background a shell has its commands ignore SIGINT and SIGQUIT; what tests start, would
@@ -48,9 +51,11 @@ def pytest_configure() -> None:
     if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     from tests.fork_server import ForkServer
-    from tests.harness import DaemonProcess
+    from tests.harness import DaemonProcess, inherited
 
     DaemonProcess.fork_server = ForkServer()
+    if config.option.processes > 1:  # all of them use it, and it gets ready during the collection
+        DaemonProcess.fork_server.start(inherited())
 
 
 def pytest_unconfigure() -> None:
@@ -70,17 +75,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
-    """Collect without the garbage collector: what is imported and collected stays.
-
-    All processes that run side by side collect all tests. Each begins with other files, so that
-    in a fresh clone none writes the byte code that another one has written.
-    """
-    number, count = place(session.config)
-    if count > 1 and [Path(each).resolve() for each in session.config.args] == [FOLDER]:
-        pieces = sorted(str(each) for folder in PARTED for each in folder.glob("[!_]*"))
-        pieces = [each for each in pieces if Path(each) not in PARTED]
-        first = number * len(pieces) // count
-        session.config.args = [*pieces[first:], *pieces[:first]]
+    """Collect without the garbage collector: what is imported and collected stays."""
+    if session.config.option.processes > 1:
+        compile_from_the_end()
     gc.disable()
     try:
         return (yield)
@@ -89,40 +86,29 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
         gc.enable()
 
 
-def place(config: pytest.Config) -> tuple[int, int]:
-    """Return which of how many processes this is that run side by side."""
-    given = getattr(config, "workerinput", {"workerid": "gw0", "workercount": 1})
-    count = given["workercount"]
-    return int(given["workerid"].removeprefix("gw")) % count, count
+def compile_from_the_end() -> None:
+    """Fork a process that compiles tests until it meets the one that collects them.
+
+    That is in a fresh clone. Else it meets it at once.
+    """
+    if os.fork():
+        return
+    with suppress(BaseException):  # the collection meets it, too
+        for path in sorted(FOLDER.rglob("test_*.py"), reverse=True):
+            if (get_cache_dir(path) / f"{path.stem}{PYC_TAIL}").exists():
+                break
+            importlib.import_module(".".join(path.relative_to(FOLDER.parent).with_suffix("").parts))
+    os._exit(0)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let each process begin with tests that take their time, and end with short ones.
-
-    Each begins with a stretch of the list, and when it is through takes from the end of another's:
-    one process would be left with what is long and stands there.
-    """
-    _, count = place(config)
-    if count == 1:
-        return
-    items.sort(key=lambda item: item.path)
-    longest: list[pytest.Item] = []
-    long: list[pytest.Item] = []
-    short: list[pytest.Item] = []
-    for item in items:
-        folder = item.path.relative_to(FOLDER).parts[0]
-        kind = longest if item.path.stem in LONGEST else long if folder in LONG else short
-        kind.append(item)
-    first = len(items)
-    items.clear()
-    for left in range(count, 0, -1):
-        stretch = [*longest[::left], *taken(long, len(long) // left)]
-        del longest[::left]
-        items += [*stretch, *taken(short, (first - len(items)) // left - len(stretch))]
+    """Begin with tests that take their time: what is begun last, other processes wait for."""
+    if config.option.processes > 1:
+        items.sort(key=shortness)
 
 
-def taken(items: list[pytest.Item], number: int) -> list[pytest.Item]:
-    """Take so many from the front."""
-    front = items[: max(0, number)]
-    del items[: len(front)]
-    return front
+def shortness(item: pytest.Item) -> int:
+    folder = item.path.relative_to(FOLDER).parts[0]
+    if item.path.stem in LONGEST or folder == "browser":  # the tests of which share one Chromium
+        return 0
+    return 1 if folder in LONG else 2

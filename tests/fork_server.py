@@ -1,6 +1,6 @@
 """Daemons forked from a process that has imported the daemon's program: a start costs a fork.
 
-`tests/fork_server_process.py` is that process, one for each pytest process. The fork becomes what
+`tests/fork_server_process.py` is that process, one for each run of tests. The fork becomes what
 `python -m atlas_supervisor` would be, with its own session, environment, folder and files.
 """
 
@@ -53,17 +53,37 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """Starts the server at the first request. Ended by `close`, or by the end of this process."""
+    """Starts the server at the first request, unless `start` was called.
+
+    Ended by `close`, or by the end of this process. Forks of this process use the same server.
+    """
 
     def __init__(self) -> None:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._starter = 0
 
     @property
     def pid(self) -> int:
         """The server's process, once it was started."""
         assert self._process is not None
         return self._process.pid
+
+    def start(self, environment: Mapping[str, str]) -> socket.socket:
+        """Start the server if it was not, and return the socket for requests."""
+        if self._control is None:
+            self._control, theirs = pair()
+            self._starter = os.getpid()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, str(PROGRAM), str(theirs.fileno())],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+        return self._control
 
     async def fork(
         self,
@@ -78,7 +98,7 @@ class ForkServer:
 
         With `code` that is run in place of the daemon's program, as by `python -c`.
         """
-        control = self._started(environment)
+        control = self.start(environment)
         ours, theirs = pair()
         ours.setblocking(False)
         request = {
@@ -98,24 +118,15 @@ class ForkServer:
         return ForkedProcess(pid, asyncio.create_task(_last_number(ours)))
 
     def close(self) -> None:
-        """End the server, if it was started. Daemons that still run go on."""
-        if self._control is not None and self._process is not None:
-            self._control.close()
-            self._process.wait(CLOSE_SECONDS)
-
-    def _started(self, environment: Mapping[str, str]) -> socket.socket:
-        if self._control is None:
-            self._control, theirs = pair()
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, str(PROGRAM), str(theirs.fileno())],
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                )
-        return self._control
+        """End the server, if this process has started it. Daemons that still run go on."""
+        if self._control is None or self._process is None:
+            return
+        self._control.close()
+        if self._starter == os.getpid():
+            self._process.terminate()  # it may still be importing, and has nothing to finish
+        self._process.wait(
+            CLOSE_SECONDS
+        )  # in a fork this returns at once: the server is not its child
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

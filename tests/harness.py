@@ -52,6 +52,11 @@ DEFAULTS: Mapping[str, Setting] = {
 }
 
 
+def inherited() -> dict[str, str]:
+    """Return what daemons get of this process's environment."""
+    return {key: os.environ[key] for key in INHERITED if key in os.environ}
+
+
 def bundled_worker(*, idle_grace: float) -> dict[str, Setting]:
     """Return the setting that runs the bundled worker with this idle grace, in seconds.
 
@@ -268,8 +273,7 @@ class DaemonProcess:
         return self.process
 
     async def _launch(self, output: IO[bytes]) -> asyncio.subprocess.Process | ForkedProcess:
-        inherited = {key: os.environ[key] for key in INHERITED if key in os.environ}
-        environment = {**inherited, **self.environment}
+        environment = {**inherited(), **self.environment}
         arguments = ("--env-file", str(self.env_file))
         if self.program is None and self.fork_server is not None:
             return await self.fork_server.fork(
