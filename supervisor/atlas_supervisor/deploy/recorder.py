@@ -239,6 +239,7 @@ class Runs:
         self._runs: dict[str, DeployRun] = {}
         self._latest: DeployRecord | None = None
         self._requested: DeployRecord | None = None
+        self._answered: DeployRecord | None = None
         self.stopping = False
         """Whether the daemon stops, so that nothing new may begin."""
 
@@ -265,9 +266,23 @@ class Runs:
         """The latest deploy that is no recycle, as it is now."""
         return self.fresh(self._requested) if self._requested else None
 
-    def show(self, record: DeployRecord | None, *, requested: DeployRecord | None) -> None:
+    @property
+    def answered(self) -> DeployRecord | None:
+        """The latest deploy that has a result and is neither a recycle nor a dry run."""
+        requested = self.requested
+        if requested is not None and requested.result is not None and not requested.dry_run:
+            return requested
+        return self.fresh(self._answered) if self._answered else None
+
+    def show(
+        self,
+        record: DeployRecord | None,
+        *,
+        requested: DeployRecord | None,
+        answered: DeployRecord | None = None,
+    ) -> None:
         """Let these be the latest deploys until there are others."""
-        self._latest, self._requested = record, requested
+        self._latest, self._requested, self._answered = record, requested, answered
 
     async def make_way(self, cause: str) -> None:
         """Abort a recycle that is in progress, for something that was asked for.
@@ -284,6 +299,7 @@ class Runs:
 
     def add(self, run: DeployRun) -> None:
         """Note a deploy that begins."""
+        self._answered = self.answered
         self._runs[run.record.deploy_id] = run
         self._latest = run.record
         if not run.plan.recycle:
@@ -291,5 +307,5 @@ class Runs:
 
     def remove(self, run: DeployRun) -> None:
         """Forget a deploy that has ended and is written."""
-        self._latest, self._requested = self.latest, self.requested
+        self._latest, self._requested, self._answered = self.latest, self.requested, self.answered
         del self._runs[run.record.deploy_id]

@@ -124,15 +124,19 @@ class DeployService:
             if self._state.state.mode is Mode.SINGLE:
                 raise errors.mode_is_single(self._settings.deploy_mode)
             self._refuse_if_busy()
-            try:
-                found = await anyio.to_thread.run_sync(self._releases.find, release)
-            except UnknownReleaseError as error:
-                raise errors.unknown_release(str(error)) from error
+            found = await self.find_release(release)
             settings = self._settings
             auto, ramp = settings.auto_switch_on_health, () if dry_run else settings.ramp
             plan = Plan(dry_run, auto, irreversible=found.irreversible, ramp=ramp)
             run = await self._begin(found, plan, actor, key)
         return run.record
+
+    async def find_release(self, name: str | None) -> Release:
+        """Return the release that a deploy of this name launches. Raises RefusedError."""
+        try:
+            return await anyio.to_thread.run_sync(self._releases.find, name)
+        except UnknownReleaseError as error:
+            raise errors.unknown_release(str(error)) from error
 
     def _refuse_if_busy(self) -> None:
         if self._runs.stopping:
@@ -226,7 +230,11 @@ class DeployService:
             self._slots.abandon_staging()
         deploys = self._database.deploys
         latest = next(iter(await deploys.latest(1)), None)
-        self._runs.show(latest, requested=await deploys.latest_requested())
+        self._runs.show(
+            latest,
+            requested=await deploys.latest_requested(),
+            answered=await deploys.latest_answered(),
+        )
 
     # Answering.
 

@@ -19,6 +19,7 @@ class LocalState:
     health_score: int | None
     mode: str
     last_deploy: HostDeploy | None
+    """The last one that has a result: while another one is in progress, the one before it."""
     deploying: bool
 
 
@@ -37,6 +38,10 @@ class LocalSupervisor(Protocol):
 
     def state(self) -> LocalState:
         """Return the version that runs, its health and its last deploy."""
+        ...
+
+    async def find_release(self, release: str) -> None:
+        """Raise RefusedError unless this machine has a release."""
         ...
 
     async def deploy(self, release: str, *, key: str) -> LocalOutcome:

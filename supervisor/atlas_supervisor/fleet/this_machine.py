@@ -65,18 +65,20 @@ class ThisMachine:
         self._canaries = canaries
 
     def state(self) -> LocalState:
-        """Return the version that runs, its health and its last deploy."""
+        """Return the version that runs, its health and its last deploy that has a result."""
         status = self._queries.status()
-        last = self._runs.requested
+        last = self._runs.answered
         return LocalState(
             version=status.version,
             health_score=status.health_score,
             mode=status.mode.value,
-            last_deploy=_as_host_deploy(last)
-            if last and last.result and not last.dry_run
-            else None,
+            last_deploy=_as_host_deploy(last) if last else None,
             deploying=status.deploy_in_progress,
         )
+
+    async def find_release(self, release: str) -> None:
+        """Raise RefusedError unless this machine has a release."""
+        await self._deploys.find_release(release)
 
     async def deploy(self, release: str, *, key: str) -> LocalOutcome:
         """Deploy a release and wait until its guard has ended. Raises RefusedError."""

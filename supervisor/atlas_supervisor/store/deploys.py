@@ -276,6 +276,11 @@ class DeployStore:
         rows = await self._statements.read("latest_requested_deploy", cause=Cause.REQUESTED)
         return await self._record(rows[0]) if rows else None
 
+    async def latest_answered(self) -> DeployRecord | None:
+        """Return the latest deploy that has a result and is neither a recycle nor a dry run."""
+        rows = await self._statements.read("latest_answered_deploy", cause=Cause.REQUESTED)
+        return await self._record(rows[0]) if rows else None
+
     async def find(self, deploy_id: str) -> DeployRecord | None:
         """Return one deploy with its steps."""
         rows = await self._statements.read("deploy", deploy_id=deploy_id)

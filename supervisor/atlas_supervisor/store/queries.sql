@@ -73,6 +73,10 @@ FROM deploys ORDER BY rowid DESC LIMIT :limit;
 SELECT deploys.*, (SELECT cause FROM transitions WHERE deploy_id = deploys.deploy_id ORDER BY id LIMIT 1) AS requested
 FROM deploys WHERE deploy_cause = :cause ORDER BY rowid DESC LIMIT 1;
 
+-- name: latest_answered_deploy
+SELECT deploys.*, (SELECT cause FROM transitions WHERE deploy_id = deploys.deploy_id ORDER BY id LIMIT 1) AS requested
+FROM deploys WHERE deploy_cause = :cause AND dry_run = 0 AND result IS NOT NULL ORDER BY rowid DESC LIMIT 1;
+
 -- name: deploy
 SELECT deploys.*, (SELECT cause FROM transitions WHERE deploy_id = deploys.deploy_id ORDER BY id LIMIT 1) AS requested
 FROM deploys WHERE deploy_id = :deploy_id;

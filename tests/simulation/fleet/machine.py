@@ -285,14 +285,17 @@ class Machine:
     def state(self) -> LocalState:
         return LocalState(self.version, 100, self.mode, self._last, self._job is not None)
 
+    async def find_release(self, release: str) -> None:
+        if release == MISSING:
+            raise UNKNOWN_RELEASE.error(problem="there is no release 'missing'")
+
     async def deploy(self, release: str, *, key: str) -> LocalOutcome:
         if key not in self._jobs:
             if self._job is not None:
                 raise DEPLOY_IN_PROGRESS.error(deploy_id="local", phase="health")
             if self.mode is Mode.SINGLE:
                 raise MODE_IS_SINGLE.error()
-            if release == MISSING:
-                raise UNKNOWN_RELEASE.error(problem="there is no release 'missing'")
+            await self.find_release(release)
             self._begin(release, key)
         return await self._awaited(key)
 

@@ -199,9 +199,12 @@ class World:
 
 
 @asynccontextmanager
-async def driven(world: World, plan: Plan | None = None) -> AsyncIterator[DeployRun]:
+async def driven(
+    world: World, plan: Plan | None = None, record: DeployRecord | None = None
+) -> AsyncIterator[DeployRun]:
     """Run a deploy in this world; afterwards it has ended, in time, and everything is written."""
-    run = DeployRun(a_deploy(), plan or Plan(), RELEASE, effects=world, transitions=world)
+    record = record or a_deploy()
+    run = DeployRun(record, plan or Plan(), RELEASE, effects=world, transitions=world)
     with anyio.fail_after(LIMIT_SECONDS):
         async with anyio.create_task_group() as background:
             background.start_soon(world.outbox.run)

@@ -19,6 +19,7 @@ from atlas_supervisor.store.database import open_database
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.workers.releases import Releases
 from tests.unit.supervisor.deploy.fakes import FAIL, World, driven, to_the_end, until_phase
+from tests.unit.supervisor.store.support import a_deploy
 
 ABORT, SWITCH = Event.ABORT_REQUESTED, Event.SWITCH_REQUESTED
 
@@ -136,6 +137,29 @@ async def test_a_deploy_that_was_requested_is_not_in_the_way_of_itself() -> None
         await runs.make_way("for a deploy")
         assert runs.current is run
         world.held["launch"].set()
+
+
+async def test_a_deploy_in_progress_leaves_the_last_result_in_force() -> None:
+    runs, failing, next_one, rehearsal = Runs(), World(), World(), World()
+    failing.outcomes["health"] = [FAIL]
+    async with driven(failing) as failed:
+        runs.add(failed)
+        await failed.settled.wait()
+    runs.remove(failed)
+    dry_run = Plan(dry_run=True)
+    async with driven(rehearsal, dry_run, a_deploy("d2", dry_run=True)) as rehearsed:
+        runs.add(rehearsed)
+        await rehearsed.settled.wait()
+        assert runs.answered == failed.record
+    runs.remove(rehearsed)
+    next_one.held["launch"] = anyio.Event()
+    async with driven(next_one, record=a_deploy("d3")) as run:
+        runs.add(run)
+        await until_phase(run, Phase.LAUNCH)
+        assert runs.answered == failed.record
+        next_one.held["launch"].set()
+        await run.settled.wait()
+        assert runs.answered == run.record
 
 
 async def test_a_deploy_that_has_switched_is_answered_so_though_its_revert_failed(

@@ -116,6 +116,9 @@ class PlayedMachine:
     def state(self) -> LocalState:
         return LocalState("v1", 100, "bluegreen", None, deploying=False)
 
+    async def find_release(self, release: str) -> None:
+        raise NotImplementedError
+
     async def deploy(self, release: str, *, key: str) -> LocalOutcome:
         raise NotImplementedError
 

@@ -63,6 +63,22 @@ async def test_the_latest_deploys_come_first(path: Path) -> None:
         assert [each.deploy_id for each in await database.deploys.latest(3)] == ["d4", "d3", "d2"]
 
 
+async def test_the_latest_answered_deploy_has_a_result_and_was_no_dry_run(path: Path) -> None:
+    async with open_database(path) as (database, _):
+        assert await database.deploys.latest_answered() is None
+        for name, fields in (("d0", {}), ("d1", {"dry_run": True}), ("d2", {})):
+            record = a_deploy(name, **fields)
+            await database.deploys.begin(record, auto_switch=True)
+            if name != "d2":
+                ended = record.model_copy(update={"phase": "ended", "result": Result.FAILED})
+                await database.deploys.write_transition(
+                    *moved(ended, source="smoke", event="failed")
+                )
+        found = await database.deploys.latest_answered()
+        assert found is not None
+        assert found.deploy_id == "d0"
+
+
 async def test_the_latest_deploy_is_the_last_one_written_after_the_clock_went_back(
     path: Path,
 ) -> None:
