@@ -16,7 +16,7 @@ from atlas_supervisor.cli.fleet_status import fleet_view, rollout_line
 from atlas_supervisor.cli.fleet_words import kills_in_words
 from atlas_supervisor.cli.render_deploy import note
 from atlas_supervisor.cli.session import Session, Verbs, verb
-from atlas_supervisor.cli.terminal import OK, Screen, safe
+from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe
 from atlas_supervisor.cli.words import Record, mapping, objects
 
 ALL = "all"
@@ -243,7 +243,8 @@ def _steered(screen: Screen, fleet: Record) -> RenderableType:
     """Return the rollout after an operator's action, and what an operator should know."""
     current = mapping(fleet.get("rollout"))
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(screen.sign(OK), rollout_line(current))
+    sign = BAD if current.get("state") == "halted" else OK
+    grid.add_row(screen.sign(sign), rollout_line(current))
     if current.get("now"):
         grid.add_row("", safe(current["now"], "dim"))
     notes = [
@@ -258,7 +259,12 @@ def _killed(screen: Screen, fleet: Record) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_row(screen.sign(OK), safe(kills_in_words(mapping(fleet.get("kills"))), "bold"))
     grid.add_row("", safe("`atlasctl fleet status` shows which hosts do not know it yet.", "dim"))
-    return grid
+    notes = [
+        note(screen, each.get("message"), each.get("action"))
+        for each in objects(fleet.get("suggestions"))
+        if each.get("code") == "killed_unknown_feature"
+    ]
+    return Group(grid, *notes)
 
 
 def _done(screen: Screen, text: str, _: Record) -> RenderableType:

@@ -22,17 +22,19 @@ from atlas_supervisor.cli.fleet_status import rollout_line
 from atlas_supervisor.cli.render_deploy import note
 from atlas_supervisor.cli.session import Session, refusal
 from atlas_supervisor.cli.terminal import BAD, EVENT, NOTE, OK, Screen, safe, spaced
-from atlas_supervisor.cli.units import SECOND, duration, moment
+from atlas_supervisor.cli.units import SECOND, amount, duration, moment
 from atlas_supervisor.cli.words import Record, mapping, objects
 
 PERIOD_SECONDS = 1.0
+WAIT_SECONDS = 10.0
+"""After which it is said what a rollout waits for."""
 
 _SIGNS = {"passed": OK, "failed": BAD, "deploying": EVENT}
 
 
 async def follow_rollout(session: Session, answer: ApiResponse) -> None:
     """Show the rollout that `answer` has begun until it ends. Exit 1 unless it passed."""
-    screen, seen, now = session.screen, dict[str, str](), ""
+    screen, seen, now, waits = session.screen, dict[str, str](), "", _Waits()
     first = session.expect(answer, "rollout", "hosts")
     rollout_id = mapping(first["rollout"]).get("rollout_id")
     if not session.json:
@@ -42,7 +44,7 @@ async def follow_rollout(session: Session, answer: ApiResponse) -> None:
             async for answer in looks:  # noqa: PLR1704  # the last one is concluded with
                 fleet = session.expect(answer, "rollout", "hosts")
                 if not session.json:
-                    screen.print(*_news(screen, fleet, seen))
+                    screen.print(*_news(screen, fleet, seen), *waits.news(screen, fleet))
                 now = str(mapping(fleet["rollout"]).get("now") or "")
                 if _has_ended(fleet, rollout_id):
                     break
@@ -55,9 +57,13 @@ def _plan(fleet: Record) -> str:
     hosts = sum(len(wave.get("hosts") or []) for wave in waves)
     way = "back from" if rollout.get("direction") == "back" else "of"
     return (
-        f"{way} {rollout.get('release')}, {hosts} hosts in {len(waves)} waves, at most "
-        f"{rollout.get('max_unavailable')} at a time"
+        f"{way} {rollout.get('release')}, {_counted(hosts, 'host')} in "
+        f"{_counted(len(waves), 'wave')}, at most {rollout.get('max_unavailable')} at a time"
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{amount(number)} {noun}{'' if number == 1 else 's'}"
 
 
 async def _looks(session: Session, first: ApiResponse) -> AsyncGenerator[ApiResponse, None]:
@@ -98,6 +104,27 @@ def _news(screen: Screen, fleet: Record, seen: dict[str, str]) -> Iterator[Rende
         if state and seen.get(name) != state:
             yield _line(screen, name, state, part)
         seen[name] = state
+
+
+class _Waits:
+    """What a rollout has waited for so long that it may need an operator: said once."""
+
+    def __init__(self) -> None:
+        self._for = ""
+        self._since = 0.0
+        self._said = ""
+
+    def news(self, screen: Screen, fleet: Record) -> Iterator[RenderableType]:
+        """Yield a line once no host has deployed for a while, and why."""
+        rollout = mapping(fleet.get("rollout"))
+        deploys = mapping(rollout.get("hosts")).get("deploying")
+        reason = "" if deploys else str(rollout.get("now") or "")
+        if reason != self._for:
+            self._for, self._since = reason, time.monotonic()
+        lasts = time.monotonic() - self._since >= WAIT_SECONDS
+        if reason and lasts and reason != self._said:
+            self._said = reason
+            yield screen.line(NOTE, reason)
 
 
 def _line(screen: Screen, name: str, state: str, part: Record) -> RenderableType:

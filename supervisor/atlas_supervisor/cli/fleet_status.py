@@ -18,6 +18,7 @@ from atlas_supervisor.cli.fleet_words import (
     kills_in_words,
     life,
     listed,
+    no_rollout_in_words,
     now_of,
     part_of,
     rollout_in_words,
@@ -108,8 +109,8 @@ def _rows(fleet: Record) -> Iterator[tuple[str, Text]]:
         begun = f"{age(rollout.get('started_ts'))} ago by {rollout.get('started_by')}"
         yield "begun", spaced(safe(begun), safe(rollout.get("rollout_id"), "dim"))
     else:
-        yield "rollout", safe("none yet", "dim")
-    yield "slots", safe(slots_in_words(mapping(fleet.get("semaphore"))))
+        yield "rollout", safe(no_rollout_in_words(fleet), "dim")
+    yield "slots", safe(slots_in_words(fleet))
     kills = mapping(fleet.get("kills"))
     yield "kills", safe(kills_in_words(kills), "yellow" if killed(kills) else "")
     for feature, calls in evidence_in_words(fleet):

@@ -14,6 +14,7 @@ FEW_HOSTS = 20
 ENDED = frozenset({"passed", "aborted"})
 """States of a rollout in which no host begins any more."""
 _MOST_VERSIONS = 4
+_UNREADABLE = "can't be read"
 
 
 class Headline(NamedTuple):
@@ -112,8 +113,21 @@ def part_of(host: Record, rollout: Record | None) -> str:
     return ""
 
 
-def slots_in_words(semaphore: Record) -> str:
+def _is_unreadable(fleet: Record, key: str) -> bool:
+    """Return whether the document of this key can't be read: nothing is known of it then."""
+    return any(str(each).startswith(f"{key} ") for each in fleet.get("unreadable") or [])
+
+
+def no_rollout_in_words(fleet: Record) -> str:
+    """Return why no rollout is shown."""
+    return _UNREADABLE if _is_unreadable(fleet, "turns/rollout") else "none yet"
+
+
+def slots_in_words(fleet: Record) -> str:
     """Return how many slots are held, by which hosts, and for how long."""
+    if _is_unreadable(fleet, "turns/semaphore"):
+        return _UNREADABLE
+    semaphore = mapping(fleet.get("semaphore"))
     holders = objects(semaphore.get("holders"))
     total = f"{amount(semaphore.get('slots'))}"
     if not holders:
@@ -197,4 +211,4 @@ def change_in_words(fleet: Record, path: str) -> str:
         return rollout_in_words(mapping(fleet.get("rollout")))
     if path in ("/fleet/kill", "/fleet/reset"):
         return kills_in_words(mapping(fleet.get("kills")))
-    return f"slots: {slots_in_words(mapping(fleet.get('semaphore')))}"
+    return f"slots: {slots_in_words(fleet)}"

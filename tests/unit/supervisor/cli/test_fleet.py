@@ -132,6 +132,37 @@ async def test_the_status_says_who_serves_what_waits_and_what_to_do(
     assert "`atlasctl fleet forget web2`" in outcome.out
 
 
+async def test_a_document_that_cant_be_read_is_not_shown_as_free_slots_or_no_rollout(
+    daemon: Played, atlasctl: Call
+) -> None:
+    unread = [
+        f"turns/{name} can't be read: document: Invalid JSON" for name in ("rollout", "semaphore")
+    ]
+    daemon.play("GET", "/fleet", {**FLEET, "rollout": None, "unreadable": unread})
+    outcome = await atlasctl("fleet", "status")
+
+    lines = [line.split("  ") for line in outcome.out.splitlines()]
+    assert ["rollout", "can't be read"] in lines
+    assert ["slots", "", "can't be read"] in lines
+
+
+async def test_a_kill_of_a_feature_that_no_host_has_says_so(daemon: Played, atlasctl: Call) -> None:
+    slip = {"code": "killed_unknown_feature", "message": "visoin: no feature", "action": "Look"}
+    daemon.play("POST", "/fleet/kill", {**FLEET, "suggestions": [slip]})
+    outcome = await atlasctl("fleet", "kill", "visoin")
+
+    assert outcome.code == 0
+    assert "! visoin: no feature" in outcome.out
+
+
+async def test_a_rollout_that_halts_at_once_has_no_tick(daemon: Played, atlasctl: Call) -> None:
+    daemon.play("POST", "/fleet/rollout", rollout("halted", a="failed"))
+    outcome = await atlasctl("fleet", "rollout", "1.4.0")
+
+    assert outcome.code == 0  # it was begun
+    assert outcome.out.startswith("✗ 1.4.0: halted")
+
+
 async def test_the_status_of_an_engine_away_says_since_when(daemon: Played, atlasctl: Call) -> None:
     engine = {"connected": False, "since_ts": "2026-01-05T09:30:00Z", "error": "refused"}
     daemon.play("GET", "/fleet", {**FLEET, "engine": engine})
@@ -206,6 +237,20 @@ async def test_a_followed_rollout_shows_each_host_once_and_ends_with_it(
         ["✓ b", "passed"],
     ]
     assert outcome.out.splitlines()[-1].startswith("✓ 1.4.0: passed")
+
+
+async def test_a_followed_rollout_that_waits_for_long_says_once_for_what(
+    daemon: Played, atlasctl: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_follow, "PERIOD_SECONDS", 0)
+    monkeypatch.setattr(fleet_follow, "WAIT_SECONDS", 0)
+    waits = rollout("running", a="passed", b="")
+    waits["rollout"]["now"] = "b waits: deploys are disabled on this host"
+    daemon.play("POST", "/fleet/rollout", rollout("running", a="deploying", b=""))
+    daemon.play("GET", "/fleet", waits, waits, rollout("passed", a="passed", b="passed"))
+    outcome = await atlasctl("fleet", "rollout", "1.4.0", "--follow")
+
+    assert outcome.out.count("! b waits: deploys are disabled on this host") == 1
 
 
 @pytest.mark.parametrize("state", ["halted", "aborted", "paused"])
