@@ -473,7 +473,8 @@ ROLLOUT_IN_PROGRESS = ErrorSpec(
     "rollout_in_progress",
     409,
     "rollout {rollout_id} of {release} is {state}",
-    "wait for its end, or end it with atlasctl fleet abort (POST /fleet/rollout/abort) or "
+    "wait for its end, go on with one that is paused or halted (atlasctl fleet resume, POST "
+    "/fleet/rollout/resume), or end it with atlasctl fleet abort (POST /fleet/rollout/abort) or "
     "atlasctl fleet rollback (POST /fleet/rollout/rollback)",
     {"rollout_id": "20260105-093000-4f2a11", "release": "1.5.0", "state": "halted"},
 )

@@ -147,6 +147,8 @@ async def test_a_rollout_deploys_by_the_hosts_own_gates_and_goes_back(
         assert view["rollout"]["state"] == "passed"
         assert await public_version(daemon) == "v2"
         (host,) = view["hosts"]
+        assert host["version"] == "v2"  # at once, though it announces itself every five seconds
+        assert host["last_deploy"]["deploy_id"] == host["part"]["deploy_id"]
         record = (await daemon.request("GET", f"/deploy/{host['part']['deploy_id']}")).json
         assert record["requested"] == "deploy requested by fleet"
         assert [each["ok"] for each in record["steps"] if each["name"] == "guard"] == [True]
@@ -165,14 +167,17 @@ async def test_a_release_that_fails_its_gates_halts_the_rollout_with_its_reason(
     behaviour.write_text(json.dumps({"health": 500}))
     async with scripted_daemon(tmp_path, settings) as daemon:
         await until_fleet(daemon, is_present)
+        answer = await daemon.request("POST", "/fleet/rollout", json={"release": "v4"})
+        assert (answer.status, answer.json["error"]["code"]) == (404, "unknown_release")
+        assert (await until_fleet(daemon, is_present))["rollout"] is None
         await roll_out(daemon, "v3")
         view = await until_fleet(daemon, has_ended)
         assert view["rollout"]["state"] == "halted"
+        assert view["hosts"][0]["mode"] == "single"
         assert view["rollout"]["halt"]["host"] == "web1"
         assert view["rollout"]["halt"]["reason"].startswith("health: ")
         assert view["semaphore"]["holders"] == []
         assert await public_version(daemon) == "v1"
-        await until_fleet(daemon, lambda view: view["hosts"][0]["mode"] == "single")
 
 
 async def test_an_aborted_rollout_aborts_the_deploy_that_has_not_switched_yet(

@@ -38,7 +38,8 @@ class RolloutBody(BaseModel, extra="forbid"):
         str, Field(min_length=1, max_length=255, pattern=r"^[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*$")
     ] = Field(
         description="The name of a folder below RELEASES_DIR, on each host; no slash, no leading "
-        "dot. Whether a host has it shows when its turn comes.",
+        "dot. If the host that is asked does not have it, nothing begins; another one's lack shows "
+        "when its turn comes.",
         examples=["1.4.0"],
     )
     max_unavailable: int = Field(
@@ -202,6 +203,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         "other host is alive and its last deploy passed. The first failure halts the rollout.",
         example=examples.BEGUN,
         refusals=(
+            errors.UNKNOWN_RELEASE,
             errors.INVALID_WAVES,
             errors.INVALID_MAX_UNAVAILABLE,
             errors.ROLLOUT_IN_PROGRESS,

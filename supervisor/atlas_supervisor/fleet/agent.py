@@ -19,7 +19,8 @@ at the same time look closely one after the other, because each commit makes the
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 import anyio
@@ -72,8 +73,15 @@ class Agent:
     """Takes part in rollouts for one host."""
 
     def __init__(
-        self, engine: Engine, local: LocalSupervisor, host: str, pace: Pace | None = None
+        self,
+        engine: Engine,
+        local: LocalSupervisor,
+        host: str,
+        pace: Pace | None = None,
+        announce: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`announce` announces the host as it is now, and may raise EngineError."""
+        self._announce = announce
         self._engine = engine
         self._local = local
         self._host = host
@@ -209,6 +217,9 @@ class Agent:
             tasks.start_soon(self._give_up_if_asked, holder, key)
             outcome = await self._outcome(turns, holder, key)
             tasks.cancel_scope.cancel()
+        if outcome is not None and self._announce is not None:
+            with suppress(EngineError):  # it is announced again within seconds
+                await self._announce()  # before others read that it has passed or failed
         await self._give_back(holder, outcome)
         self._is_to_look_closely = True
         return _AGAIN_SECONDS if outcome else self._pace.near

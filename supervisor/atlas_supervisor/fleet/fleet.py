@@ -36,7 +36,7 @@ from atlas_supervisor.fleet.evidence import EvidencePublisher
 from atlas_supervisor.fleet.gauges import fleet_gauges
 from atlas_supervisor.fleet.kill_switch import KillFollower, read_record
 from atlas_supervisor.fleet.local import LocalSupervisor
-from atlas_supervisor.fleet.overview import Knowledge, Sighting, overview
+from atlas_supervisor.fleet.overview import Knowledge, Sighting, is_served, overview
 from atlas_supervisor.fleet.presence import Membership, forget, installation_of
 from atlas_supervisor.fleet.rollouts import Rollouts
 from atlas_supervisor.fleet.this_machine import as_kills
@@ -61,6 +61,8 @@ again, would read it all at once, and keep it from answering anything.
 """
 _GAUGE_SECONDS = 60.0
 """How old a look may be whose numbers are exposed: of a thousand hosts, thirty expose them."""
+_FEW_HOSTS = 20
+"""Up to so many, each announces at once why it waits."""
 _CATCH_UP_SECONDS = 1.0
 _AFTER_BUG_SECONDS = 10.0
 
@@ -107,13 +109,14 @@ class Fleet:
     ) -> None:
         """`engine` is open, or opened before `run`; `kills` are those that canaries apply now."""
         self.name, self.host = settings.fleet_name, settings.host_in_fleet
+        self._features = settings.canary_features
         self.engine = engine
         self.rollouts = Rollouts(engine)
         self._local = local
         self._audit = audit
-        self._agent = Agent(engine, local, self.host)
         self._installation = installation_of(Path(settings.state_dir))
         self.membership = Membership(engine, self.host, self._installation, self._presence)
+        self._agent = Agent(engine, local, self.host, announce=self.membership.announce)
         self._evidence = EvidencePublisher(
             engine, local, self.host, lambda: self.membership.fleet_size
         )
@@ -176,13 +179,15 @@ class Fleet:
         """Announce at once what others decide by, and whether this host begins or ends to wait.
 
         Why it waits changes with each slot that is taken: of a thousand hosts, all would announce
-        themselves at each step of a rollout. So that, and the health score, can wait.
+        themselves at each step of a rollout. So in a large fleet that can wait. So can the health
+        score, unless the host begins or ends to serve.
         """
         announced = None
         while True:
-            state = self._local.state()
-            waits = bool(self._agent.waits_for)
-            changed = (state.version, state.mode, state.last_deploy, state.deploying, waits)
+            state, waits_for = self._local.state(), self._agent.waits_for
+            serves = is_served(state.version, state.health_score)
+            waits = waits_for if self.membership.fleet_size <= _FEW_HOSTS else bool(waits_for)
+            changed = (state.version, serves, state.mode, state.last_deploy, state.deploying, waits)
             if changed != announced:
                 announced = changed
                 self.membership.wake()
@@ -243,6 +248,7 @@ class Fleet:
             outage=self.engine.outage,
             has_double=self.membership.other is not None,
             sightings=dict(self._sightings),
+            features=self._features,
             applied=self.kills.applied,
         )
 
@@ -299,7 +305,8 @@ class Fleet:
     async def begin(
         self, release: str, *, max_unavailable: int, waves: Sequence[float], actor: Actor
     ) -> FleetView:
-        """Begin a rollout."""
+        """Begin a rollout of a release that this host has; it is one of those that deploy it."""
+        await self._local.find_release(release)
         rollout = await self.rollouts.begin(
             release, by=self._by(actor), max_unavailable=max_unavailable, waves=waves
         )

@@ -6,7 +6,7 @@ says so (`engine`), and claims of no host that it is alive (`fresh` is null).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
@@ -51,6 +51,7 @@ from atlas_supervisor.fleet.view import (
     WaveView,
 )
 from atlas_supervisor.health.score import status_of
+from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.health import HealthStatus
 
 D = TypeVar("D", bound=Document)
@@ -79,6 +80,8 @@ class Knowledge:
     """Of the hosts that have announced themselves since this daemon's start."""
     has_double: bool = False
     """Whether another supervisor announces itself under this host's name."""
+    features: Collection[str] = ()
+    """The canary's features on this machine."""
     applied: KillSwitch | None = None
     """The kill switch that is applied on this machine; None if none ever was."""
 
@@ -86,7 +89,7 @@ class Knowledge:
 def overview(known: Knowledge) -> FleetView:
     """Return the fleet as a machine knows it."""
     read = _Documents(known.snapshot)
-    names = sorted({*read.members, *read.present})  # one that announces itself is about to join
+    names = sorted({*read.hosts, *read.present})  # one that announces itself is about to join
     seen = {**known.sightings}
     hosts = [_host(name, known, read, seen.get(name)) for name in names]
     view = FleetView(
@@ -96,7 +99,7 @@ def overview(known: Knowledge) -> FleetView:
         hosts=hosts,
         rollout=_rollout(read, hosts) if read.rollout else None,
         semaphore=_semaphore(read.semaphore),
-        kills=_kills(known, read.kill, hosts),
+        kills=_kills(known, read, hosts),
         evidence=_evidence(read.evidence),
         has_double=known.has_double,
         unreadable=read.unreadable,
@@ -114,7 +117,13 @@ class _Documents:
         self.kill = self._one(KILL, KillSwitch)
         self.rollout = self._one(ROLLOUT, Rollout)
         self.semaphore = self._one(SEMAPHORE, Semaphore) or Semaphore()
-        self.members = self._all(HOSTS, Member)
+        self._all(HOSTS, Member)
+        self.hosts = [
+            entry.key.removeprefix(HOSTS)
+            for entry in snapshot.entries
+            if entry.key.startswith(HOSTS)
+        ]
+        """Also those whose document can't be read: a rollout waits for them."""
         self.present = self._all(PRESENT, Presence)
         self.evidence = self._all(EVIDENCE, Evidence)
         self.results: dict[str, HostResult] = {}
@@ -158,7 +167,7 @@ def _host(name: str, known: Knowledge, read: _Documents, seen: Sighting | None) 
         last_deploy=presence.last_deploy if presence else None,
         fresh=fresh,
         seen_ts=seen.seen_ts if seen else None,
-        serves=_serves(presence) if presence and fresh else fresh,
+        serves=is_served(presence.version, presence.health_score) if presence and fresh else fresh,
         daemon_version=presence.daemon_version if presence else None,
         slot=SlotHeld(**_held(holder)) if holder else None,
         waits_for=presence.waits_for if presence and fresh else "",
@@ -167,11 +176,10 @@ def _host(name: str, known: Knowledge, read: _Documents, seen: Sighting | None) 
     )
 
 
-def _serves(presence: Presence) -> bool:
+def is_served(version: str | None, health_score: int | None) -> bool:
     """Return whether a host that is alive has a version that serves."""
-    score = presence.health_score
-    healthy = score is not None and status_of(score) is not HealthStatus.UNHEALTHY
-    return healthy and presence.version is not None
+    healthy = health_score is not None and status_of(health_score) is not HealthStatus.UNHEALTHY
+    return healthy and version is not None
 
 
 def _held(holder: Holder) -> dict[str, Any]:
@@ -238,8 +246,11 @@ def _now(rollout: Rollout, by_state: HostsByState, hosts: Mapping[str, HostView]
 
 
 def _doing(name: str, host: HostView | None) -> str:
-    lost = host is not None and host.fresh is False
-    return f"{name} holds its slot and shows no sign of life" if lost else f"{name} deploys"
+    if host is not None and host.fresh is False:
+        return f"{name} holds its slot and shows no sign of life"
+    if host and host.last_deploy and host.last_deploy.result == Result.AWAITING_SWITCH:
+        return f"{name} has passed its gates and waits for its switch: atlasctl switch on it"
+    return f"{name} deploys"
 
 
 def _next(waiting: Sequence[str], hosts: Mapping[str, HostView]) -> str:
@@ -253,10 +264,13 @@ def _next(waiting: Sequence[str], hosts: Mapping[str, HostView]) -> str:
 # Kills and evidence.
 
 
-def _kills(known: Knowledge, engine: KillSwitch | None, hosts: Sequence[HostView]) -> KillsView:
+def _kills(known: Knowledge, read: _Documents, hosts: Sequence[HostView]) -> KillsView:
     """Return the kill switch of the highest epoch that is known."""
+    engine = read.kill
     found = [each for each in (engine, known.applied) if each]
     kill = max(found, key=lambda each: each.epoch, default=None)
+    counted = (name for each in read.evidence.values() for name in each.features)
+    features = {*known.features, *counted}
     epoch, own = kill.epoch if kill else 0, known.applied.epoch if known.applied else 0
     behind = [
         host.name
@@ -267,6 +281,7 @@ def _kills(known: Knowledge, engine: KillSwitch | None, hosts: Sequence[HostView
         epoch=epoch,
         every_feature=kill.every_feature if kill else False,
         features=list(kill.features) if kill else [],
+        unknown=[each for each in (kill.features if kill else ()) if each not in features],
         set_ts=kill.set_ts if kill else None,
         set_by=kill.set_by if kill else None,
         acknowledged=len(hosts) - len(behind),

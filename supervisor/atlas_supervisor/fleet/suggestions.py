@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from atlas_supervisor.fleet.documents import Direction, RolloutState
+from atlas_supervisor.fleet.documents import KILL, Direction, RolloutState
 from atlas_supervisor.fleet.situation import FAILURES
 from atlas_supervisor.fleet.view import FleetView, KillsView, RolloutView
 from atlas_supervisor.model.status import Suggestion
@@ -38,7 +38,8 @@ def suggestions(view: FleetView) -> Iterator[Suggestion]:
             action="Nothing is decided by them. docs/fleet.md names the documents: put back what "
             "another program has changed.",
         )
-    yield from _of_kills(view.kills, connected=view.engine.connected)
+    is_read = not any(each.startswith(f"{KILL} ") for each in view.unreadable)
+    yield from _of_kills(view.kills, is_known=view.engine.connected and is_read)
     if view.rollout:
         yield from _of_rollout(view.rollout)
     yield from _of_hosts(view)
@@ -50,7 +51,7 @@ def killed(kills: KillsView) -> str:
     return "every feature" if kills.every_feature else ", ".join(kills.features)
 
 
-def _of_kills(kills: KillsView, *, connected: bool) -> Iterator[Suggestion]:
+def _of_kills(kills: KillsView, *, is_known: bool) -> Iterator[Suggestion]:
     features = killed(kills)
     if kills.behind and features:
         yield Suggestion(
@@ -60,7 +61,7 @@ def _of_kills(kills: KillsView, *, connected: bool) -> Iterator[Suggestion]:
             action="A host applies it as soon as it reaches etcd. Until then, on that host: "
             f"`atlasctl canary set {'FEATURE' if kills.every_feature else kills.features[0]} 0`.",
         )
-    if connected and kills.epoch > (kills.engine_epoch or 0):
+    if is_known and kills.epoch > (kills.engine_epoch or 0):
         present = f"epoch {kills.engine_epoch}" if kills.engine_epoch else "no epoch"
         yield Suggestion(
             code="kill_lost_in_engine",
@@ -68,6 +69,13 @@ def _of_kills(kills: KillsView, *, connected: bool) -> Iterator[Suggestion]:
             "lost data.",
             action="Nothing was switched on by that. Repeat the kill with `atlasctl fleet kill`, "
             "or end it with `atlasctl fleet reset`.",
+        )
+    if kills.unknown:
+        yield Suggestion(
+            code="killed_unknown_feature",
+            message=f"{_some(kills.unknown)}: no feature of this host, and no host has counted "
+            "calls of it.",
+            action="Look at the name; `atlasctl canary status` lists this host's features.",
         )
     if features:
         yield Suggestion(
@@ -119,7 +127,9 @@ def _of_hosts(view: FleetView) -> Iterator[Suggestion]:
             code="host_failed",
             message=f"The last deploy of {_some(failed)} failed; while that is so, no host takes "
             "a slot.",
-            action="Deploy a release there that passes: `atlasctl deploy` on that machine.",
+            action="Deploy a release there that passes (`atlasctl mode bluegreen`, then `atlasctl "
+            "deploy`, on that machine), or have it tried first: `atlasctl fleet pause`, then "
+            "`atlasctl fleet resume`.",
         )
 
 

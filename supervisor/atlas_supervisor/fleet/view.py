@@ -154,6 +154,9 @@ class KillsView(BaseModel, frozen=True):
     acknowledged: int = Field(description="How many hosts have this epoch applied and on disk.")
     hosts: int = Field(description="How many hosts there are.")
     behind: list[str] = Field(description="The hosts that have not acknowledged it.")
+    unknown: list[str] = Field(
+        description="Those of them that this host does not have and no host has counted calls of."
+    )
     engine_epoch: int | None = Field(
         description="The epoch in etcd; null if there is none. One below `epoch` is ignored: no "
         "loss of data in etcd switches a feature on."

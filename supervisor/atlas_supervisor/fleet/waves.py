@@ -22,6 +22,8 @@ def wave_ends(waves: Sequence[float], hosts: int) -> tuple[int, ...]:
     ends: list[int] = []
     for number, wave in enumerate(waves, 1):
         has_all = number == len(waves) and wave == 1
+        if any(wave <= earlier for earlier in waves[: number - 1] if wave < 1 and earlier < 1):
+            raise _refused(f"wave {number} is a share of {wave:g}, no more than one before it")
         end = hosts if has_all else _end(number, wave, hosts)
         before = ends[-1] if ends else 0
         if end > before:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from atlas_supervisor.fleet.documents import (
+    HOSTS,
     KILL,
     PRESENT,
     RESULTS,
@@ -101,7 +102,7 @@ def test_while_the_engine_is_away_no_host_is_said_to_be_alive_or_dead() -> None:
 
 
 def test_while_the_engine_is_away_its_lack_of_a_kill_is_no_loss() -> None:
-    view = view_at_a({}, outage=AWAY, applied=kill(5, "vision"))
+    view = view_at_a({}, outage=AWAY, applied=kill(5, "vision"), features=("vision",))
     assert codes(view) == ["engine_away", "killed"]
 
 
@@ -129,6 +130,13 @@ def test_waves_have_their_hosts_and_how_far_each_is() -> None:
     assert slot.generation == 7
     assert (part := host(view, "a").part)
     assert part.state is PASSED
+
+
+def test_a_host_whose_deploy_waits_for_its_switch_is_said_to_wait_for_an_operator() -> None:
+    documents = fleet_of("a", "b") | rollout_of("a", "b") | slots_of(a=7) | results(a=DEPLOYING)
+    waiting = HostDeploy(deploy_id="1", result="awaiting_switch")
+    documents[PRESENT + "a"] = present_host(last_deploy=waiting)
+    assert "a has passed its gates and waits for its switch" in rollout(view_at_a(documents)).now
 
 
 def test_a_rollout_that_waits_says_why_in_the_words_of_the_next_host() -> None:
@@ -184,7 +192,7 @@ def test_a_host_whose_last_deploy_failed_is_named_while_a_rollout_runs() -> None
 def test_a_kill_names_the_hosts_that_have_not_acknowledged_it() -> None:
     documents = fleet_of("a", "b", "c", kill_epoch=3) | killed(4, "vision")
     documents[PRESENT + "b"] = present_host(kill_epoch=4)
-    view = view_at_a(documents, applied=kill(4, "vision"))
+    view = view_at_a(documents, applied=kill(4, "vision"), features=("vision",))
 
     kills = view.kills
     assert (kills.epoch, kills.features) == (4, ["vision"])
@@ -195,7 +203,7 @@ def test_a_kill_names_the_hosts_that_have_not_acknowledged_it() -> None:
 @pytest.mark.parametrize("in_engine", [{}, killed(2)])
 def test_a_kill_that_the_engine_has_lost_stays_and_is_shown(in_engine: dict[str, Document]) -> None:
     documents = fleet_of("a", kill_epoch=5) | in_engine
-    view = view_at_a(documents, applied=kill(5, "vision"))
+    view = view_at_a(documents, applied=kill(5, "vision"), features=("vision",))
 
     assert (view.kills.epoch, view.kills.features) == (5, ["vision"])
     assert view.kills.engine_epoch == (2 if in_engine else None)
@@ -220,7 +228,7 @@ def test_evidence_is_the_sum_of_all_hosts_and_names_the_outlier() -> None:
     )
 
 
-@pytest.mark.parametrize("key", [ROLLOUT, KILL, f"{RESULTS}{RUN}/a", PRESENT + "b"])
+@pytest.mark.parametrize("key", [ROLLOUT, KILL, f"{RESULTS}{RUN}/a", PRESENT + "b", HOSTS + "b"])
 def test_a_document_that_cant_be_read_is_named_and_left_out(key: str) -> None:
     found = snapshot({**fleet_of("a", "b"), **rollout_of("a", "b"), key: b'{"half": '})
     view = overview(Knowledge("shop", "a", found))
@@ -228,3 +236,24 @@ def test_a_document_that_cant_be_read_is_named_and_left_out(key: str) -> None:
     assert [each.split(" ")[0] for each in view.unreadable] == [key]
     assert "document_unreadable" in codes(view)
     assert [each.name for each in view.hosts] == ["a", "b"]
+
+
+def test_a_host_that_rollouts_wait_for_is_listed_though_its_document_cant_be_read() -> None:
+    view = overview(Knowledge("shop", "a", snapshot({**fleet_of("a"), HOSTS + "b": b"garbage"})))
+    assert [(each.name, each.fresh) for each in view.hosts] == [("a", True), ("b", False)]
+
+
+def test_a_kill_that_cant_be_read_is_not_called_lost() -> None:
+    found = snapshot({**fleet_of("a", kill_epoch=5), KILL: b"garbage"})
+    view = overview(Knowledge("shop", "a", found, applied=kill(5, "vision"), features=("vision",)))
+    assert codes(view) == ["document_unreadable", "killed"]
+
+
+def test_a_killed_feature_that_no_host_has_is_named() -> None:
+    documents = fleet_of("a", kill_epoch=5) | killed(5, "visoin", "vision", "web")
+    documents |= calls(b=count((200, 2)))  # another host has `vision`
+    view = view_at_a(documents, applied=kill(5, "visoin", "vision", "web"), features=("web",))
+
+    assert view.kills.unknown == ["visoin"]
+    assert codes(view) == ["killed_unknown_feature", "killed"]
+    assert view.suggestions[0].message.startswith("visoin: no feature of this host")

@@ -34,6 +34,8 @@ def test_each_wave_counts_the_hosts_before_it_too(
         ((), "the last one has to have all 3 hosts, and has none"),
         ((1, 2), "the last one has to have all 3 hosts, and has 2 hosts"),
         ((2, 2, 1), "wave 2 has 2 hosts, no more than the one before it"),
+        ((0.5, 0.1, 1), "wave 2 is a share of 0.1, no more than one before it"),
+        ((0.4, 0.4, 1), "wave 2 is a share of 0.4, no more than one before it"),
         ((4, 1), "wave 1 has 4 hosts, and the fleet has 3"),
         ((0, 1), "0 is neither a number of hosts nor a share between 0 and 1"),
         ((-1, 1), "-1 is neither a number of hosts nor a share between 0 and 1"),
