@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from atlas_supervisor.errors import DEPLOY_IN_PROGRESS, MODE_IS_SINGLE, UNKNOWN_RELEASE
 from atlas_supervisor.fleet.agent import Agent, Pace
@@ -179,6 +180,7 @@ class Machine:
         self._job: _Job | None = None
         self._work: asyncio.Task[None] | None = None
         self._life: asyncio.Task[None] | None = None
+        self._asked: set[asyncio.Task[None]] = set()
         self._versions = ["old"]
         self._last: HostDeploy | None = None
         self.mode = Mode.BLUEGREEN
@@ -191,7 +193,7 @@ class Machine:
         self.agent = Agent(self.link, self, name, PACE)
         self.kills: KillFollower
         self._acknowledged = asyncio.Event()
-        self.reboots = Reboots(
+        self._reboots = Reboots(
             self._second_link,
             name,
             deploys=lambda: self._job is not None,
@@ -214,6 +216,24 @@ class Machine:
         """Start its supervisor, which joins the fleet."""
         self._life = asyncio.create_task(self._live())
 
+    async def take_slot_to_reboot(self, client: str) -> None:
+        """Ask its supervisor for the slot, as FleetLock has it. Raises as `Reboots.take`."""
+        await self._answer(self._reboots.take(client))
+
+    async def give_back_slot_to_reboot(self, client: str) -> None:
+        """Let its supervisor give the slot back. Raises EngineError."""
+        await self._answer(self._reboots.give_back(client))
+
+    async def _answer(self, request: Coroutine[Any, Any, None]) -> None:
+        """Do what was asked; it ends with the supervisor."""
+        task = asyncio.create_task(request)
+        self._asked.add(task)
+        await asyncio.wait({task})
+        self._asked.discard(task)
+        if task.cancelled():
+            raise EngineUnavailableError("the supervisor ended before its answer")
+        task.result()
+
     async def restart(self) -> None:
         """Restart the supervisor; a deploy goes on."""
         await self._end_life()
@@ -232,6 +252,10 @@ class Machine:
         self._second_link.life += 1
 
     async def _end_life(self) -> None:
+        for task in self._asked:
+            task.cancel()
+        if self._asked:
+            await asyncio.wait(self._asked)
         if self._life is not None:
             self._life.cancel()
             with suppress(asyncio.CancelledError):

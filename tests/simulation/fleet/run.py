@@ -163,7 +163,7 @@ class Fate:
                 rollout = turns.rollout
                 for machine in self._world.machines:  # of a reboot whose answer was lost
                     if machine.name in turns.semaphore.holders:
-                        await machine.reboots.give_back(UPDATER)
+                        await machine.give_back_slot_to_reboot(UPDATER)
                 if rollout and rollout.release == MISSING and not rollout.ended_ts:
                     await rollouts.abort()
                 elif rollout and rollout.state in {RolloutState.PAUSED, RolloutState.HALTED}:
@@ -306,7 +306,7 @@ class Fate:
 
     async def _rebooted(self, machine: Machine) -> None:
         try:
-            await machine.reboots.take(UPDATER)
+            await machine.take_slot_to_reboot(UPDATER)
         except (EngineError, SlotRefusedError):
             self._world.note("refused reboots")
         else:
@@ -317,7 +317,7 @@ class Fate:
         while True:  # it may have the slot although it got no answer
             with suppress(EngineError):
                 if machine.is_up:
-                    await machine.reboots.give_back(UPDATER)
+                    await machine.give_back_slot_to_reboot(UPDATER)
                     return
             await asyncio.sleep(0.1)
 
