@@ -16,6 +16,7 @@ from atlas_supervisor.canary.stats.counts import Prior
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import latency_bucket
+from scripts.benchmarks import canary_keys
 from scripts.benchmarks.result import Options, Result
 from tests.unit.supervisor.canary.stats.support import (
     ALIKE,
@@ -74,15 +75,21 @@ async def run(options: Options) -> Result:
         for name, story in at_the_margin(rate).items()
     }
     slower = {name: by_latency(*how, runs) for name, how in NOT_SLOWER.items()}
-    found = detection(runs)
+    found, (returning, by_case) = detection(runs), canary_keys.table(runs)
     tables = [
         rates_table(f"wrong, of {runs} runs of {WINDOWS * CALLS} calls", wrong, ALPHA, runs),
         rates_table("wrong by latency, of 2,400 calls", slower, LATENCY_ALPHA, runs),
         rates_table("wrong, at the margin", promoted, PROMOTE_ALPHA, runs),
         found_table(found),
+        returning,
     ]
     rates = {**wrong, **slower, **promoted}
-    data: dict[str, Any] = {"runs": runs, "wrong": rates, "canary_calls": found}
+    data: dict[str, Any] = {
+        "runs": runs,
+        "wrong": rates,
+        "canary_calls": found,
+        "returning": by_case,
+    }
     return Result(tables, data, ["each row looks after every window; medians of canary calls"])
 
 

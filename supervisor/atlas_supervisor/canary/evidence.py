@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
@@ -17,12 +18,8 @@ import structlog
 
 from atlas_supervisor.canary.stats.bets import holm
 from atlas_supervisor.canary.stats.counts import CallKey, Ended, Group, Prior
-from atlas_supervisor.canary.stats.decision import (
-    Conclusion,
-    Decision,
-    Keys,
-    RampEvidence,
-)
+from atlas_supervisor.canary.stats.decision import Conclusion, Decision, RampEvidence
+from atlas_supervisor.canary.stats.forecast import Keys
 from atlas_supervisor.canary.stats.outcomes import CallTracker, Tally
 from atlas_supervisor.canary.stats.rollups import ArmTallies, EvidencePoint, Rollups
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
@@ -44,7 +41,7 @@ _LEAST_CALLS = 20
 """The most canary calls that a rollback for errors waits for."""
 
 _REPEATS = 100
-"""So many calls in a row of keys that had counted: no others are to be expected."""
+"""So many calls of keys that had counted (`Windows.repeats`): hardly any others are to come."""
 
 _PRIOR_CALLS = 2, 1_000
 """The least and the most weight of a feature's last hour in the rate that a ramp starts from."""
@@ -121,7 +118,10 @@ class Evidence:
         """Start a feature's next epoch; `fresh` if its evidence starts anew."""
         self._epochs[row.epoch] = row
         if fresh or row.feature not in self._ramps:
+            before = self._ramps.get(row.feature)
             self._ramps[row.feature] = self._new_ramp(row.feature, row.ramp)
+            if before is not None:
+                self._ramps[row.feature].windows.called_before = _calling(before.windows)
             self._began.pop(row.feature, None)
 
     def checkpoint(self) -> Checkpoint:
@@ -226,7 +226,7 @@ class Evidence:
         """Let all keys of a ramp count anew each day."""
         for feature, evidence in self._ramps.items():
             number = 1 + int((unix - self._began.setdefault(feature, unix)) / ROUND_SECONDS)
-            if number > evidence.windows.round and evidence.windows.has_keys:
+            if number > evidence.windows.round and evidence.windows.called_in_round:
                 evidence.start_round(number)
 
     # Results.
@@ -235,17 +235,30 @@ class Evidence:
         """Return the verdict that a feature's ramp has reached, if any."""
         return self._ramps[feature].conclusion(self._parts, may_promote=may_promote)
 
-    def decision(self, feature: str) -> Decision:
-        """Return the verdict on a feature's ramp with its numbers."""
-        return self._ramps[feature].decision(self._parts, self.keys(feature))
+    def decision(self, feature: str, last_share: float | None = None) -> Decision:
+        """Return the verdict on a feature's ramp, which goes on to `last_share`."""
+        return self._ramps[feature].decision(self._parts, self.keys(feature, last_share))
 
-    def keys(self, feature: str) -> Keys:
-        """Return how the keys of a feature's ramp count at present."""
+    def keys(self, feature: str, last_share: float | None = None) -> Keys:
+        """Return how the keys of a feature's ramp count; it goes on to `last_share` by itself."""
         windows = self._ramps[feature].windows
-        if not windows.has_keys or windows.repeats < _REPEATS:
-            return Keys(used=windows.has_keys)
+        called = windows.called
+        share = windows.shares[max(windows.shares)] if windows.shares else 0.0
+        all_counted = called > 0 and windows.repeats >= _REPEATS
+        to_come = 0 if all_counted else max(windows.called_before - called, 0)
+        by_interval = Counter(windows.keys.keys_by_interval)
+        by_interval[0.0, 1.0] += to_come
         age = self._unix - self._began.get(feature, self._unix)
-        return Keys(used=True, anew_seconds=ROUND_SECONDS - age % ROUND_SECONDS)
+        return Keys(
+            used=called > 0,
+            calling=called + to_come,
+            called_today=windows.called_in_round,
+            share=share,
+            last_share=max(last_share or share, share),
+            by_interval=by_interval,
+            all_known=share > 0 and (all_counted or to_come > 0),
+            anew_seconds=ROUND_SECONDS - age % ROUND_SECONDS if all_counted else None,
+        )
 
     def ratios(self, feature: str) -> SampleRatios:
         """Return the sample ratio checks of a feature's ramp."""
@@ -349,6 +362,11 @@ class Evidence:
             past=stable.latency,
             least_calls=min(settings.canary_min_calls, _LEAST_CALLS),
         )
+
+
+def _calling(windows: Windows) -> int:
+    """Return how many keys call in a ramp, by this one or the one before; 0 if unknown."""
+    return windows.called if windows.repeats >= _REPEATS else windows.called_before
 
 
 def _group(epoch: int, slice_number: int, now: int, *, canary: bool) -> Group:

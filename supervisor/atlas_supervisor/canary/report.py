@@ -15,7 +15,7 @@ from atlas_supervisor.canary.evidence import Evidence
 from atlas_supervisor.canary.stats.bets import exponential
 from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.canary.stats.decision import Decision
-from atlas_supervisor.canary.stats.explain import percent, sample_ratio_mismatch
+from atlas_supervisor.canary.stats.explain import percent, sample_ratio_mismatch, too_few_keys
 from atlas_supervisor.canary.stats.intervals import (
     Interval,
     difference,
@@ -72,10 +72,10 @@ class FeatureEvidence(NamedTuple):
     course: Sequence[EvidencePoint]
 
     @classmethod
-    def of(cls, evidence: Evidence, feature: str) -> FeatureEvidence:
+    def of(cls, evidence: Evidence, feature: Feature, rules: Rules) -> FeatureEvidence:
         """Return it as it is now."""
-        course = evidence.course(feature)
-        return cls(evidence.decision(feature), evidence.ratios(feature), course)
+        decision = evidence.decision(feature.name, rules.last_share(feature))
+        return cls(decision, evidence.ratios(feature.name), evidence.course(feature.name))
 
 
 class RecentStats(NamedTuple):
@@ -124,22 +124,23 @@ def feature_view(
     policy: CanaryPolicy,
 ) -> FeatureView:
     """Return one feature's canary for the status."""
-    decision = evidence.decision(feature.name)
+    decision = evidence.decision(feature.name, rules.last_share(feature))
     epoch = evidence.epoch(feature.epoch)
     calls = evidence.step_calls(feature.epoch)
-    ramps = feature.stage in (Stage.RAMPING, Stage.PAUSED)
+    short = decision.outlook.shortage if feature.ramps else None
     return FeatureView(
         feature=feature.name,
         share=share,
         percentage=feature.percentage,
         stage=feature.stage.value,
-        step=feature.step if ramps else None,
+        step=feature.step if feature.ramps else None,
         steps=list(rules.steps),
         since_ts=datetime.fromisoformat(epoch.ts) if epoch else datetime.now(UTC),
         epoch=feature.epoch,
         ramp=feature.ramp,
         reason=feature.reason or (epoch.cause if epoch else ""),
         waits_for=_latched(feature, policy) or waits_for(feature, decision, calls, rules, now),
+        shortage=too_few_keys(short) if short is not None else None,
         killed=policy.kills is not None and policy.kills.has_off(feature.name),
         judgement=_judgement(feature.name, decision, policy.fallback),
         pending_calls=evidence.pending_calls(feature.name),
@@ -350,6 +351,14 @@ def suggestions(view: CanaryView) -> Iterator[Suggestion]:
                 message=f"The canary of {feature.feature} gets no calls: {why}.",
                 action=f"Once it is fixed, run `atlasctl canary ramp {feature.feature} start` or "
                 f"`atlasctl canary reset {feature.feature}`.",
+            )
+        if feature.shortage is not None:
+            yield Suggestion(
+                code="canary_too_few_keys",
+                message=f"{feature.feature} can't be promoted by evidence: {feature.shortage}.",
+                action="Add shares to CANARY_RAMP after the present ones, then run `atlasctl reload`: "
+                "the ramp goes on with its evidence. Or decide without evidence: `atlasctl canary "
+                f"ramp {feature.feature} promote`.",
             )
         for warning in feature.warnings:
             yield Suggestion(

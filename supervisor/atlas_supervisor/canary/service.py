@@ -328,7 +328,10 @@ class FeatureCanaries:
             await self._poll(at_once=True)
         until = datetime.fromtimestamp(Moment.now().unix, UTC)
         counts, epochs = await self._persistence.counts(until.timestamp(), hours)
-        known = {name: FeatureEvidence.of(self._evidence, name) for name in self._policies.features}
+        known = {
+            name: FeatureEvidence.of(self._evidence, feature, self._rules)
+            for name, feature in self._policies.features.items()
+        }
         build = partial(build_report, fallback=self._policies.policy.fallback)
         return await anyio.to_thread.run_sync(build, until, hours, epochs, counts, known)
 

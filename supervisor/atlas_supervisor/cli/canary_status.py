@@ -51,6 +51,8 @@ def changed(screen: Screen, feature: Record) -> RenderableType:
     )
     if stage in ON_A_STEP and feature.get("waits_for"):
         grid.add_row("", safe(f"waits for {feature['waits_for']}", "dim"))
+    if feature.get("shortage") and str(feature["shortage"]) not in str(feature.get("waits_for")):
+        grid.add_row("", safe(f"can't be promoted by evidence: {feature['shortage']}", "yellow"))
     if not is_in_force(feature):
         grid.add_row("", safe("Canaries are off, so for now every call is stable.", "yellow"))
         grid.add_row("", safe("`atlasctl canary status` shows why.", "dim"))

@@ -183,6 +183,11 @@ class FeatureView(BaseModel, frozen=True):
     ramp: int = Field(description="The first epoch whose calls count as evidence.")
     reason: str = Field(description="What led to this stage, in words.")
     waits_for: str | None = Field(description="What the ramp waits for; null if for nothing.")
+    shortage: str | None = Field(
+        default=None,
+        description="Why the ramp can't end by evidence: the keys that call are too few, and what "
+        "would do; null if they can, or it is not known.",
+    )
     killed: bool = Field(
         default=False,
         description="Whether the fleet's kill switch has it off. Its share or ramp is kept.",

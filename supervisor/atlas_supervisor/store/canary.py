@@ -24,7 +24,7 @@ class CanaryCommit:
     """Rings that are read to their end and no more."""
     epochs: Sequence[EpochRow] = ()
     keys: Sequence[KeyRow] = ()
-    """Changed intervals of keys; those of earlier rounds of their ramps are deleted."""
+    """Changed intervals of keys; those of rounds between the first and theirs are deleted."""
     ramps: Sequence[int] | None = None
     """The ramps that go on, where that has changed: the keys of all others are forgotten."""
     state: DeployState | None = None

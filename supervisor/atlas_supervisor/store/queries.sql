@@ -267,16 +267,16 @@ DELETE FROM canary_rings WHERE ring = :ring;
 SELECT ring, tail, keyed_tail, dropped FROM canary_rings;
 
 -- name: put_canary_key
-INSERT OR REPLACE INTO canary_keys (ramp, key, round, low, high) VALUES (:ramp, :key, :round, :low, :high);
+INSERT OR REPLACE INTO canary_key_rounds (ramp, key, round, low, high) VALUES (:ramp, :key, :round, :low, :high);
 
 -- name: forget_canary_rounds
-DELETE FROM canary_keys WHERE ramp = :ramp AND round < :round;
+DELETE FROM canary_key_rounds WHERE ramp = :ramp AND round > 1 AND round < :round;
 
 -- name: forget_canary_keys
-DELETE FROM canary_keys WHERE ramp NOT IN (SELECT value FROM json_each(:ramps));
+DELETE FROM canary_key_rounds WHERE ramp NOT IN (SELECT value FROM json_each(:ramps));
 
 -- name: canary_keys
-SELECT ramp, key, round, low, high FROM canary_keys;
+SELECT ramp, key, round, low, high FROM canary_key_rounds;
 
 -- name: put_canary_progress
 INSERT OR REPLACE INTO canary_progress (name, value) VALUES (:name, :value);

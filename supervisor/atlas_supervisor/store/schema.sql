@@ -256,3 +256,18 @@ CREATE TABLE deploy_evidence (
     deploy_id    TEXT PRIMARY KEY REFERENCES deploys (deploy_id) ON DELETE CASCADE,
     saved        TEXT NOT NULL
 ) STRICT;
+
+-- version: 15
+-- What is known of a key in the first round of its ramp, and in the present one.
+CREATE TABLE canary_key_rounds (
+    ramp         INTEGER NOT NULL,
+    key          INTEGER NOT NULL,
+    round        INTEGER NOT NULL,
+    low          REAL NOT NULL,
+    high         REAL NOT NULL,
+    PRIMARY KEY (ramp, key, round)
+) STRICT, WITHOUT ROWID;
+
+INSERT INTO canary_key_rounds (ramp, key, round, low, high) SELECT ramp, key, round, low, high FROM canary_keys;
+
+DROP TABLE canary_keys;

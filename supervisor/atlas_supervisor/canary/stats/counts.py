@@ -216,6 +216,8 @@ class Stratum(NamedTuple):
     share: float
     round: int = 1
     recorded: bool = False
+    twice: bool = False
+    """Whether its calls are also in a later round, where they are counted for readers."""
 
 
 @dataclass

@@ -7,7 +7,8 @@ Invariants
 - A wrongful rollback has at most the probability alpha, over all features and rounds: the mean of
   two e-processes is one, rounds divide alpha by fixed parts that add up to 1, and features share it
   by Holm's rule on the largest evidence of each. Rounds are added by the union bound and not as a
-  mean, because each has its own past.
+  mean or a product, because each has its own past: the same keys have the same arms on each day.
+- What is known of keys decides what a reader is told (`Keys`), never a verdict.
 - A rollback for errors needs a canary call that failed, and a least number of canary calls: the
   fallback, which is a rule for the same calls, goes first. That only withholds rollbacks.
 - A rollback stays one; a promotion goes by the present evidence.
@@ -17,14 +18,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from atlas_supervisor.canary.stats import explain
 from atlas_supervisor.canary.stats.bets import exponential, log_add
-from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Draws, Prior, Strata
-from atlas_supervisor.canary.stats.forecast import calls_needed, expected_rates
+from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Draws, Prior, Strata, is_drawn
+from atlas_supervisor.canary.stats.forecast import (
+    LEAST_CALLS,
+    Keys,
+    Outlook,
+    Rates,
+    Shortage,
+    calls_needed,
+    expected_rates,
+)
 from atlas_supervisor.canary.stats.intervals import stratified_difference
 from atlas_supervisor.canary.stats.rollups import Course, EvidencePoint
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
@@ -72,20 +81,12 @@ class Decision(Conclusion):
 
     numbers: Mapping[str, Any]
     """JSON values."""
-    needs: int | None = None
-    """A forecast of the canary calls until a verdict; None with a verdict, or if unknown."""
-    keyed: bool = False
-    """Whether only the first calls of keys count."""
+    outlook: Outlook = field(default_factory=Outlook)
 
-
-@dataclass(frozen=True)
-class Keys:
-    """How a ramp's calls with a key count as evidence, for a reader."""
-
-    used: bool = False
-    """Whether calls have keys, so that only first calls count."""
-    anew_seconds: float | None = None
-    """None while keys appear that have not counted; else the time until all count anew."""
+    @property
+    def needs(self) -> int | None:
+        """A forecast of the canary calls until a verdict; None with a verdict, or if unknown."""
+        return self.outlook.needs
 
 
 class RampEvidence:
@@ -138,10 +139,13 @@ class RampEvidence:
 
     def start_round(self, number: int) -> None:
         """Start a later round, in which all keys count anew."""
+        self.later = number, self._new_round()
+        self.windows.start_round(number)
+
+    def _new_round(self) -> RoundEvidence:
         margin, latency_margin = self.first.margin, self.first.latency_margin
         prior = Prior(self.first.rate, _ROUND_PRIOR_CALLS)
-        self.later = number, RoundEvidence(margin, latency_margin, prior)
-        self.windows.start_round(number)
+        return RoundEvidence(margin, latency_margin, prior)
 
     def close(self, window: CallWindow) -> None:
         """Multiply the next window in, all of whose calls have ended."""
@@ -150,7 +154,8 @@ class RampEvidence:
             return
         found.close(window)
         self._note_largest(found, number)
-        self._closed.add(*_counts_of(window))
+        if not window.stratum.twice:
+            self._closed.add(*_counts_of(window))
         self._now = {}
 
     def judge(self, windows: Sequence[CallWindow], now: int) -> None:
@@ -188,7 +193,8 @@ class RampEvidence:
         """The calls with an outcome, by share; those of open windows included."""
         totals = Strata(dict(self._closed.by_share), self._closed.last_share)
         for window in self._open:
-            totals.add(*_counts_of(window))
+            if not window.stratum.twice:
+                totals.add(*_counts_of(window))
         return totals
 
     # Verdicts.
@@ -204,8 +210,14 @@ class RampEvidence:
 
     @property
     def _log_promotion(self) -> float:
+        number, found = self._nearest_promotion()
+        return found.log_promotion + _log_weight(number)
+
+    def _nearest_promotion(self) -> tuple[int, RoundEvidence]:
+        """Return the round whose evidence for a promotion is largest, given its part of alpha."""
         return max(
-            each.log_promotion + _log_weight(number) for number, each in self._present().items()
+            self._present().items(),
+            key=lambda each: each[1].log_promotion + _log_weight(each[0]),
         )
 
     def note(self, unix: float, parts: int) -> None:
@@ -246,12 +258,9 @@ class RampEvidence:
             reason = f"{self.feature}: {mismatch}; no promotion meanwhile"
             return Decision(Verdict.INCONCLUSIVE, EvidenceKind.RATIO, reason, numbers)
         keys = keys or Keys()
-        needs = None if keys.anew_seconds is not None else self._calls_needed(parts)
-        reason = explain.inconclusive(
-            self.feature, self.totals, needs, keys.used, keys.anew_seconds
-        )
-        kind = EvidenceKind.WAITING
-        return Decision(Verdict.INCONCLUSIVE, kind, reason, numbers, needs, keys.used)
+        outlook = self._outlook(parts, keys)
+        reason = explain.inconclusive(self.feature, self.totals, outlook, keys.anew_seconds)
+        return Decision(Verdict.INCONCLUSIVE, EvidenceKind.WAITING, reason, numbers, outlook)
 
     def ratios(self) -> SampleRatios:
         """Return whether assignments and reports fit the canary's share."""
@@ -271,13 +280,63 @@ class RampEvidence:
         number = self.later[0] if self.later else 1
         return number, self._present()[number]
 
-    def _calls_needed(self, parts: int) -> int | None:
-        """Return a forecast of the canary calls until the first verdict, of either kind."""
-        totals = self.totals
-        rates = expected_rates(totals.last_share, totals.canary, totals.stable)
+    def _outlook(self, parts: int, keys: Keys) -> Outlook:
+        """Forecast the canary calls until the first verdict, of either kind.
+
+        If the keys are known and can't bring them, what it takes instead.
+        """
+        rates, present = self._expected_rates(keys), dict(self._present())
         if rates is None:
+            return Outlook(keyed=keys.used)
+        to_come, latest = dict.fromkeys(present, math.inf), max(present)
+        if keys.all_known:
+            to_come[latest] = (keys.calling - keys.called_today) * keys.share
+            to_come[1] = keys.drawn_at(keys.share)[0]
+            present[latest + 1] = self._new_round()
+            to_come[latest + 1] = keys.calling * keys.share
+        needs = {n: self._calls_needed(n, each, parts, rates) for n, each in present.items()}
+        found = [(each, n) for n, each in needs.items() if each is not None and each <= to_come[n]]
+        if not found:
+            shortage = self._shortage(parts, rates, keys) if keys.all_known else None
+            return Outlook(keyed=keys.used, shortage=shortage)
+        least, number = min(found)
+        others = least - keys.drawn_at(keys.share)[0]
+        if number > 1 or keys.all_known or not keys.share or others <= 0:
+            return Outlook(least, keys.used)
+        return Outlook(least, keys.used, math.ceil(others / keys.share))
+
+    def _expected_rates(self, keys: Keys) -> Rates | None:
+        """Return the rates that a forecast is for; None if it is too early for one."""
+        totals, share = self.totals, keys.share
+        if keys.all_known and totals.stable.calls < LEAST_CALLS:
+            return Rates(share, self.first.rate, self.first.rate) if is_drawn(share) else None
+        least = 0 if keys.all_known else LEAST_CALLS
+        return expected_rates(share or totals.last_share, totals.canary, totals.stable, least)
+
+    def _shortage(self, parts: int, rates: Rates, keys: Keys) -> Shortage | None:
+        """Return what is lacking at the ramp's last share; None if the keys suffice there."""
+        at = keys.last_share
+        missing = self._missing_calls(at, parts, rates, keys)
+        if missing is not None and missing <= 0:
             return None
-        number, found = self._latest()
+        more = None if missing is None else math.ceil(missing / at)
+        for percents in range(5, 100, 5):
+            missing = self._missing_calls(share := percents / 100, parts, rates, keys)
+            if share > at and missing is not None and missing <= 0:
+                return Shortage(keys.calling, at, more, share)
+        return Shortage(keys.calling, at, more, None)
+
+    def _missing_calls(self, share: float, parts: int, rates: Rates, keys: Keys) -> float | None:
+        """Return the canary calls that a verdict lacks after all keys' first calls at a share."""
+        canary, drawn = keys.drawn_at(share)
+        at = replace(rates, share=canary / drawn if drawn else share)
+        needed = self._calls_needed(1, self._present()[1], parts, at)
+        return None if needed is None else needed - canary
+
+    def _calls_needed(
+        self, number: int, found: RoundEvidence, parts: int, rates: Rates
+    ) -> int | None:
+        """Return the canary calls until a round's first verdict, of either kind."""
         rollback = math.log(parts / self.alpha) - _log_weight(number)
         return calls_needed(
             found,
@@ -290,12 +349,15 @@ class RampEvidence:
     def _numbers(self, ratios: SampleRatios, parts: int) -> dict[str, Any]:
         totals = self.totals
         difference = stratified_difference(totals.by_share.values())
-        number, found = self._latest()
-        rollback, weight = parts / self.alpha, exponential(_log_weight(number))
+        rollback, latest, promoting = parts / self.alpha, self._latest(), self._nearest_promotion()
         by_kind = {
-            EvidenceKind.ERRORS: (found.errors.log_e, rollback / ERRORS_PART),
-            EvidenceKind.LATENCY: (found.latency.log_e, rollback / (1 - ERRORS_PART)),
-            EvidenceKind.PROMOTION: (found.log_promotion, 1 / self.promote_alpha),
+            EvidenceKind.ERRORS: (latest, latest[1].errors.log_e, rollback / ERRORS_PART),
+            EvidenceKind.LATENCY: (latest, latest[1].latency.log_e, rollback / (1 - ERRORS_PART)),
+            EvidenceKind.PROMOTION: (
+                promoting,
+                promoting[1].log_promotion,
+                1 / self.promote_alpha,
+            ),
         }
         return {
             "canary": {"calls": totals.canary.calls, "errors": totals.canary.errors},
@@ -303,12 +365,15 @@ class RampEvidence:
             "canary_error_rate": totals.canary.rate,
             "stable_error_rate": totals.stable_rate,
             "difference": difference and asdict(difference),
-            "margin": found.margin,
+            "margin": self.first.margin,
             "evidence": {
                 "rollback": {"e_value": exponential(self.largest), "needed": rollback},
                 **{
-                    kind.value: {"e_value": exponential(log), "needed": needed / weight}
-                    for kind, (log, needed) in by_kind.items()
+                    kind.value: {
+                        "e_value": exponential(log),
+                        "needed": needed / exponential(_log_weight(number)),
+                    }
+                    for kind, ((number, _), log, needed) in by_kind.items()
                 },
             },
             "sample_ratio": asdict(ratios.assigned),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from atlas_supervisor.canary.stats.counts import Strata
+from atlas_supervisor.canary.stats.forecast import Outlook, Shortage
 from atlas_supervisor.canary.stats.latency_evidence import CUTS, Placement
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
@@ -105,24 +106,32 @@ def sample_ratio_mismatch(ratios: SampleRatios) -> str:
     )
 
 
-def inconclusive(
-    feature: str, totals: Strata, needs: int | None, keyed: bool, anew_seconds: float | None
-) -> str:
-    """Return the reason to hold for want of evidence, with a forecast if there is one."""
-    if not totals.canary.calls:
-        return f"{feature}: no canary calls yet, share unchanged"
-    if anew_seconds is not None:
-        more = all_keys_counted(anew_seconds)
-    elif needs is None:
-        more = "too early to forecast how many more calls are needed"
+def inconclusive(feature: str, totals: Strata, outlook: Outlook, anew_seconds: float | None) -> str:
+    """Return the reason to hold for want of evidence, and what it takes as far as it is known."""
+    if totals.canary.calls:
+        seen = f"{error_rates(totals)}; not enough data"
     else:
-        more = f"about {needed(needs, keyed=keyed)} are needed"
-    return f"{feature}: {error_rates(totals)}; not enough data, {more}"
+        seen = "no canary calls yet, share unchanged"
+    more = []
+    if anew_seconds is not None:
+        more.append(all_keys_counted(anew_seconds))
+    if outlook.needs is not None:
+        more.append(f"about {needed(outlook)} are needed")
+    if outlook.shortage is not None:
+        more.append(too_few_keys(outlook.shortage))
+    if not more and totals.canary.calls:
+        more.append("too early to forecast how many more calls are needed")
+    return f"{feature}: {', '.join([seen, *more[:1]])}{''.join([f'; {each}' for each in more[1:]])}"
 
 
-def needed(calls: int, *, keyed: bool) -> str:
-    """Return a number of calls that are still needed."""
-    return f"{amount(calls)} more {'first canary calls of a key' if keyed else 'canary calls'}"
+def needed(outlook: Outlook) -> str:
+    """Return the number of calls that are still needed."""
+    calls = f"{amount(outlook.needs or 0)} more"
+    if not outlook.keyed:
+        return f"{calls} canary calls"
+    if outlook.new_keys is None:
+        return f"{calls} first canary calls of a key"
+    return f"{calls} first canary calls, those of about {amount(outlook.new_keys)} new keys,"
 
 
 def all_keys_counted(anew_seconds: float) -> str:
@@ -131,3 +140,14 @@ def all_keys_counted(anew_seconds: float) -> str:
     return (
         f"every key that calls has counted; keys count anew at the next step, or within {hours} h"
     )
+
+
+def too_few_keys(shortage: Shortage) -> str:
+    """Return that the keys that call can't bring a verdict, and what would."""
+    few = (
+        f"{amount(shortage.calling)} keys are too few for a verdict at {percent(shortage.at_share)}"
+    )
+    if shortage.more is None:
+        return f"{few}, however long they call"
+    share = f" or a share of {percent(shortage.share)}" if shortage.share is not None else ""
+    return f"{few}: it takes about {amount(shortage.more)} more keys{share}"

@@ -3,13 +3,16 @@
 At given rates a bet's logarithm is expected to grow by a known amount per call. So the forecast is
 what is missing, divided by that growth, for the bet that is there first. It is an order of
 magnitude, most accurate where the arms are far apart.
+
+Where calls have keys, a share and the keys that call bring so many first calls and no more: keys
+that return count for tests of their own, each day. So it is said what they lack, and what would do.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from atlas_supervisor.canary.stats.bets import (
     Bet,
@@ -24,7 +27,9 @@ from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.canary.stats.latency_evidence import LatencyBets
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 
-_LEAST_CALLS = 20  # canary calls before there is a forecast
+LEAST_CALLS = 20
+"""Canary calls before there is a forecast."""
+
 _MAX_FORECAST = 10_000_000
 
 
@@ -42,9 +47,70 @@ class Rates:
         return (1 - self.share) / self.share
 
 
-def expected_rates(share: float | None, canary: Arm, stable: Arm) -> Rates | None:
+@dataclass(frozen=True)
+class Keys:
+    """The keys that call in a ramp, and how they can still be evidence, for a reader."""
+
+    used: bool = False
+    """Whether calls have keys, so that only first calls count."""
+    calling: int = 0
+    """Keys that call, or that did before the ramp, if those were more."""
+    called_today: int = 0
+    """Those that have called in the present round."""
+    share: float = 0.0
+    """The canary's present share; 0 if unknown."""
+    last_share: float = 0.0
+    """The last share below 1 that the ramp has by itself; the present one without a ramp."""
+    by_interval: Mapping[tuple[float, float], int] = field(default_factory=dict)
+    """Keys by the interval that their hash is known to be in, in the first round."""
+    all_known: bool = False
+    """Whether hardly any others are to come."""
+    anew_seconds: float | None = None
+    """None while keys appear that have not counted; else the time until all count anew."""
+
+    def drawn_at(self, share: float) -> tuple[float, float]:
+        """Return the first calls of these keys that are draws at a share: the canary's, and all."""
+        drawn = [
+            (count * (share - low) / (high - low), count)
+            for (low, high), count in self.by_interval.items()
+            if low < share < high
+        ]
+        return sum([canary for canary, _ in drawn]), sum([count for _, count in drawn])
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """What a verdict lacks where the keys that call can't bring it."""
+
+    calling: int
+    """Keys that call."""
+    at_share: float
+    """The share at which they are too few."""
+    more: int | None
+    """About how many more keys it takes there; None if no number suffices."""
+    share: float | None
+    """A share at which these keys would do; None if none below 1 does."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What an undecided verdict still takes."""
+
+    needs: int | None = None
+    """About how many more canary calls; None if unknown, or if they can't come."""
+    keyed: bool = False
+    """Whether only the first calls of keys count."""
+    new_keys: int | None = None
+    """From about how many keys that have not called yet; None if unknown, or from known ones."""
+    shortage: Shortage | None = None
+    """Why the keys that call can't bring a verdict; None if they can, or it is not known."""
+
+
+def expected_rates(
+    share: float | None, canary: Arm, stable: Arm, least_calls: int = LEAST_CALLS
+) -> Rates | None:
     """Return the arms' rates, each shrunk by one call towards the pooled rate; None if too few."""
-    if share is None or canary.calls < _LEAST_CALLS or not stable.calls:
+    if share is None or canary.calls < least_calls or not stable.calls:
         return None
     both = canary + stable
     pooled = (both.errors + 0.5) / (both.calls + 1)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.canary.stats.decision import Conclusion, Decision
-from atlas_supervisor.canary.stats.explain import needed, percent
+from atlas_supervisor.canary.stats.explain import needed, percent, too_few_keys
 from atlas_supervisor.model.verdict import Verdict
 
 _COUNTED_AWAY_SECONDS = 60.0
@@ -71,11 +71,16 @@ class Feature(BaseModel, frozen=True, extra="ignore"):
     """The ramp that its evidence belongs to: the number of its first epoch."""
     epoch: int = 0
 
+    @property
+    def ramps(self) -> bool:
+        """Whether it is on a step of a ramp."""
+        return self.stage in (Stage.RAMPING, Stage.PAUSED)
+
     def share(self, steps: tuple[float, ...]) -> float:
         """Return the canary's share in this stage; `steps` are the shares of a ramp."""
         if self.stage is Stage.STEADY:
             return self.percentage
-        if self.stage in (Stage.RAMPING, Stage.PAUSED):
+        if self.ramps:
             return steps[min(self.step, len(steps) - 1)] if steps else self.percentage
         return 1.0 if self.stage is Stage.PROMOTED else 0.0
 
@@ -95,6 +100,10 @@ class Rules:
         below = [step for step in self.steps if step < 1]
         return len(below) - 1
 
+    def last_share(self, feature: Feature) -> float | None:
+        """Return the last share below 1 of a feature's ramp; None if it is in none."""
+        return self.steps[self.last] if feature.ramps and self.last >= 0 else None
+
 
 @dataclass(frozen=True)
 class Change:
@@ -108,14 +117,13 @@ class Change:
 
 def act(feature: Feature, action: Action, rules: Rules, now: float, who: str) -> Change | None:
     """Return the effect of an operator's action. Raises RampError."""
-    ramps = feature.stage in (Stage.RAMPING, Stage.PAUSED)
     if action is Action.START:
-        return None if ramps else _start(feature, rules, now, who)
+        return None if feature.ramps else _start(feature, rules, now, who)
     if action is Action.PROMOTE:
         return _to(feature, Stage.PROMOTED, f"promoted by {who}")
     if action is Action.ROLLBACK:
         return _to(feature, Stage.ROLLED_BACK, f"rolled back by {who}")
-    if not ramps:
+    if not feature.ramps:
         raise RampError(
             f"{feature.name} is {feature.stage.replace('_', ' ')}: no ramp is in progress",
             "start one first",
@@ -166,9 +174,11 @@ def waits_for(
         share = percent(rules.steps[feature.step + 1])
         return f"{' and '.join(waits) or 'the next check'}, then the share is {share}"
     if decision.verdict is not Verdict.PASS:
-        forecast = decision.needs
-        about = "" if forecast is None else f", about {needed(forecast, keyed=decision.keyed)}"
+        outlook = decision.outlook
+        about = "" if outlook.needs is None else f", about {needed(outlook)}".removesuffix(",")
         waits.append(f"evidence that it is no worse{about}")
+        if outlook.shortage is not None:
+            return f"{' and '.join(waits)}, but {too_few_keys(outlook.shortage)}"
     return f"{' and '.join(waits) or 'the next check'}, then it is promoted"
 
 

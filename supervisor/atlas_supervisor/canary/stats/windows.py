@@ -23,8 +23,10 @@ Invariants
   (stable). At another share the chance of the canary, given that, is (share - low) / (high - low);
   where it is 0 or 1 the call is no draw and not evidence. So a stable key counts again at each step
   of a ramp, with (p2 - p1) / (1 - p1).
-- In each *round* (a day) the intervals are forgotten and all keys count anew, for tests of their
-  own: `decision` divides alpha over the rounds. Up to MAX_KEYS keys are remembered.
+- The first round lasts as long as the ramp: a key that is new, or whose arm is open at a new share,
+  counts in it on any day. In each later *round* (a day) all keys count anew, for tests of their own
+  that know nothing of earlier days: `decision` divides alpha over the rounds. So a call may be in a
+  window of each. Up to MAX_KEYS keys of the ramp are remembered, and as many of the day.
 - A call that is only *recorded*, without a decision of ours, is not seen before it ends. So it is
   put into the slice of its beginning, and such a slice becomes a window when every call of it has
   ended or would have failed: after 60 s. Sooner, the calls that end soon would count first.
@@ -36,7 +38,8 @@ Order per poll: `assign` and `end` for all events, timeouts (`outcomes`), then `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -59,12 +62,15 @@ TIMEOUT_SLICES = 60 * SLICES_PER_SECOND
 GRACE_SLICES = 4
 """Slices after its last one that a window waits for events which are still being written."""
 MAX_KEYS = 100_000
-"""Keys of one ramp that are remembered; later keys are not evidence."""
+"""Keys of one ramp, and of one day, that are remembered; later keys are not evidence."""
 
 WINDOW_SLICES = 4
 """The most slices of a window. What its bets depend on is fixed when it begins, so it is short; and
 a minute of hanging calls leaves some thirty open, so it is not shorter."""
 _PART = 0.04  # of the ramp's calls in a window, if that is less: rates are learned fast at first
+
+_MOST_REPEATS = 200
+_REPEATS_LESS = 20  # for each call that is evidence
 
 
 class KeyDraws:
@@ -73,6 +79,7 @@ class KeyDraws:
     def __init__(self) -> None:
         self.intervals: dict[int, tuple[float, float]] = {}
         """In which interval each key's hash is."""
+        self.keys_by_interval: Counter[tuple[float, float]] = Counter()
         self.overflown = 0
         """Calls of keys beyond MAX_KEYS."""
 
@@ -85,8 +92,15 @@ class KeyDraws:
         low, high = known or (0.0, 1.0)
         if not low < share < high:
             return None
-        self.intervals[key] = (low, share) if canary else (share, high)
+        self.know(key, (low, share) if canary else (share, high))
         return (share - low) / (high - low)
+
+    def know(self, key: int, interval: tuple[float, float]) -> None:
+        """Note the interval that a key's hash is in."""
+        if (before := self.intervals.get(key)) is not None:
+            self.keys_by_interval[before] -= 1
+        self.intervals[key] = interval
+        self.keys_by_interval[interval] += 1
 
 
 class Windows:
@@ -100,9 +114,9 @@ class Windows:
         """In order."""
         self.round = 1
         self.repeats = 0
-        """Calls of keys that had counted, since the last call that was evidence."""
+        """Calls of keys that had counted in the ramp, less some for each call that is evidence."""
         self.assigned, self.unreported = Draws(), Draws()
-        """Assignments of the first round, and those that stay without an outcome."""
+        """Draws of the first round, and those that stay without an outcome."""
         self.late = 0
         """Recorded calls that took longer than their window waited."""
         self._by_stratum: dict[Stratum, list[CallWindow]] = {}
@@ -111,10 +125,21 @@ class Windows:
         self._calls = 0
         """All calls that were evidence or will be."""
         self._next_number = 0
-        self._draws = KeyDraws()
-        self._new_keys: dict[int, KeyRow] = {}
-        self._units: dict[tuple[CallKey, Group], tuple[CallWindow, OpenCalls]] = {}
-        """The open calls with a key that are evidence. A serial is unique within its group."""
+        self.keys = KeyDraws()
+        """Of the whole ramp."""
+        self._today: KeyDraws | None = None
+        """Of the present round, if it is a later one."""
+        self.called_before = 0
+        """How many keys called in the ramp before this one."""
+        self._overflown_before = 0
+        """Calls of keys beyond MAX_KEYS in earlier rounds."""
+        self._draws_in_ramp = True
+        """Whether it is known which keys have counted in the first round."""
+        self._new_keys: dict[tuple[int, int], KeyRow] = {}
+        """By round and key."""
+        self._units: dict[tuple[CallKey, Group], list[tuple[CallWindow, OpenCalls]]] = {}
+        """The open calls with a key that are evidence, each with its windows. A serial is unique
+        within its group."""
         self._recorded: dict[tuple[int, int], tuple[Side, Side]] = {}
         """Canary and stable calls that were only recorded, by slice and epoch."""
         self._recorded_before = -2 * TIMEOUT_SLICES  # slices begin at 0, and a call before
@@ -139,83 +164,100 @@ class Windows:
             self._add(*found, count)
             return
         if key is None:
-            stratum = Stratum(group.epoch, share)
+            strata = [Stratum(group.epoch, share)]
         elif not key.serial:
             return
-        elif (chance := self._draw(share, key.key, canary=group.canary)) is None:
-            self.repeats += count
-            return
         else:
-            stratum = Stratum(group.epoch, chance, self.round)
-        if stratum.round == 1:
-            self.assigned.add(stratum.share, count, canary=group.canary)
-        found = self._window_for(stratum, group.slice), OpenCalls(group.slice, group.canary, asked)
-        self._add(*found, count)
+            strata = self._drawn(group, share, key.key)
+            if all(each.round > 1 for each in strata):
+                self.repeats = min(self.repeats + count, _MOST_REPEATS)
+        calls, taken = OpenCalls(group.slice, group.canary, asked), []
+        for stratum in strata:
+            if stratum.round == 1:
+                self.assigned.add(stratum.share, count, canary=group.canary)
+            taken.append((self._window_for(stratum, group.slice), calls))
+            self._add(*taken[-1], count)
         if key is None:
-            self._found[group, asked] = found
-        else:
-            self._units[key, group] = found
+            self._found[group, asked] = taken[0]
+        elif taken:
+            self._units[key, group] = taken
 
-    def _draw(self, share: float, key: int, *, canary: bool) -> float | None:
-        """Return the chance that this key had of the canary, given its past; None if no draw."""
-        chance = self._draws.draw(share, key, canary=canary)
+    def _drawn(self, group: Group, share: float, key: int) -> list[Stratum]:
+        """Return the strata in which a call with a key is a draw: of the ramp, of a later round."""
+        chance = self._draw(1, share, key, canary=group.canary) if self._draws_in_ramp else None
+        again = None
+        if self.round > 1:
+            again = self._draw(self.round, share, key, canary=group.canary)
+        found = []
         if chance is not None:
-            interval = self._draws.intervals[key]
-            self._new_keys[key] = KeyRow(self.ramp, key, self.round, *interval)
+            found.append(Stratum(group.epoch, chance, twice=again is not None))
+        if again is not None:
+            found.append(Stratum(group.epoch, again, self.round))
+        return found
+
+    def _draw(self, number: int, share: float, key: int, *, canary: bool) -> float | None:
+        """Return the chance that this key had of the canary, given a round's past."""
+        draws = self._draws_of(number)
+        chance = draws.draw(share, key, canary=canary)
+        if chance is not None:
+            row = KeyRow(self.ramp, key, number, *draws.intervals[key])
+            self._new_keys[number, key] = row
         return chance
+
+    def _draws_of(self, number: int) -> KeyDraws:
+        return self.keys if number == 1 or self._today is None else self._today
 
     def _add(self, window: CallWindow, calls: OpenCalls, count: int) -> None:
         window.assigned += count
         window.open[calls] = window.open.get(calls, 0) + count
         window.changed = True
         self._calls += count
-        self.repeats = 0
+        if window.stratum.round == 1:
+            self.repeats = max(self.repeats - _REPEATS_LESS * count, 0)
 
     def end(
         self,
         group: Group,
-        ended: Iterable[Ended],
+        ended: Collection[Ended],
         *,
         asked: bool = False,
         key: CallKey | None = None,
     ) -> None:
         """Add the outcomes of calls that were assigned before."""
-        window, calls = self._take(group, asked=asked, key=key)
-        if window is None:
-            return
-        side, window.changed = window.side(canary=group.canary), True
-        for each in first_of(ended, window.open.get(calls, 0)):
-            window.close(calls, each.calls)
-            side.add(each)
+        for window, calls in self._take(group, asked=asked, key=key):
+            side, window.changed = window.side(canary=group.canary), True
+            for each in first_of(ended, window.open.get(calls, 0)):
+                window.close(calls, each.calls)
+                side.add(each)
 
     def drop_unreported(self, group: Group, count: int, *, key: CallKey | None = None) -> None:
         """Set calls aside whose outcome was never reported: they are no evidence of failures."""
-        window, calls = self._take(group, asked=True, key=key)
-        if key is not None and window is None:
-            return
-        if window is not None:
+        taken = self._take(group, asked=True, key=key)
+        for window, calls in taken:
             window.unreported[group.canary] += window.close(calls, count)
             window.changed = True
-        share = window.stratum.share if window is not None else self.shares[group.epoch]
-        if window is None or window.stratum.round == 1:
-            self.unreported.add(share, count, canary=group.canary)
+            if window.stratum.round == 1:
+                self.unreported.add(window.stratum.share, count, canary=group.canary)
+        if not taken and key is None:
+            self.unreported.add(self.shares[group.epoch], count, canary=group.canary)
 
     def _take(
         self, group: Group, *, asked: bool, key: CallKey | None
-    ) -> tuple[CallWindow | None, OpenCalls]:
+    ) -> Sequence[tuple[CallWindow, OpenCalls]]:
+        """Return the windows of a group's calls, or of one call with a key that is open no more."""
         if key is None and (found := self._found.get((group, asked))) is not None:
-            return found
-        calls = OpenCalls(group.slice, group.canary, asked)
+            return (found,)
         if key is not None:
-            return self._units.pop((key, group), (None, calls))
-        return self._find(Stratum(group.epoch, self.shares[group.epoch]), group.slice), calls
+            return self._units.pop((key, group), ())
+        window = self._find(Stratum(group.epoch, self.shares[group.epoch]), group.slice)
+        return () if window is None else ((window, OpenCalls(group.slice, group.canary, asked)),)
 
     def open_units(self, ring: str, group: Group, *, asked: bool) -> list[CallKey]:
         """Return the open calls with a key of one process in this group."""
         return [
             key
-            for (key, of), (_, calls) in self._units.items()
-            if key.ring == ring and of == group and calls.asked is asked
+            for (key, of), taken in self._units.items()
+            if key.ring == ring and of == group and taken[0][1].asked is asked
         ]
 
     def record(self, group: Group, ended: Ended) -> None:
@@ -228,10 +270,9 @@ class Windows:
         sides[0 if group.canary else 1].add(ended)
 
     def start_round(self, number: int) -> None:
-        """Forget the keys: from now on all count anew, in this round."""
-        self.round, self.repeats, overflown = number, 0, self.overflown
-        self._draws = KeyDraws()
-        self._draws.overflown = overflown
+        """From now on all keys count anew in this round, and new ones in the first one as well."""
+        self._overflown_before = self.overflown
+        self.round, self._today = number, KeyDraws()
 
     # Windows.
 
@@ -301,12 +342,17 @@ class Windows:
     @property
     def overflown(self) -> int:
         """Calls of keys beyond MAX_KEYS."""
-        return self._draws.overflown
+        return self._overflown_before + self._draws_of(self.round).overflown
 
     @property
-    def has_keys(self) -> bool:
-        """Whether calls have had keys, in this round."""
-        return bool(self._draws.intervals)
+    def called(self) -> int:
+        """How many keys have called, as far as it is known."""
+        return max(len(self.keys.intervals), self.called_in_round)
+
+    @property
+    def called_in_round(self) -> int:
+        """How many keys have called in this round."""
+        return len(self._draws_of(self.round).intervals)
 
     def pop_new_keys(self) -> list[KeyRow]:
         """Return the intervals of keys that have changed since the last call."""
@@ -314,9 +360,9 @@ class Windows:
         return list(new.values())
 
     def restore_key(self, row: KeyRow) -> None:
-        """Add the interval of a key from before a restart, if it is of this round."""
-        if row.round == self.round:
-            self._draws.intervals[row.key] = (row.low, row.high)
+        """Add the interval of a key from before a restart, if its round is not over."""
+        if row.round in (1, self.round):
+            self._draws_of(row.round).know(row.key, (row.low, row.high))
 
     # Saved state.
 
@@ -324,13 +370,15 @@ class Windows:
         """Return the state as JSON values; keys are saved elsewhere (`pop_new_keys`)."""
         return {
             "ramp": [self.ramp, self.round, self._next_number],
+            "keys": [self._draws_in_ramp, self.called_before],
             "draws": [self.assigned.to_list(), self.unreported.to_list()],
             "counts": [self._calls, self._recorded_before, self.repeats, self.late, self.overflown],
             "open": [window.to_list() for window in self.open],
             "recorded": [[*at, *map(Side.to_list, sides)] for at, sides in self._recorded.items()],
             "units": [
                 [*key, *group, window.number, calls.asked]
-                for (key, group), (window, calls) in self._units.items()
+                for (key, group), taken in self._units.items()
+                for window, calls in taken
             ],
         }
 
@@ -340,11 +388,15 @@ class Windows:
         ramp, present, next_number = saved["ramp"]
         windows = cls(ramp)
         windows.round, windows._next_number = present, next_number
+        windows._today = KeyDraws() if present > 1 else None
+        # An earlier version forgot the first round's keys when the second one began.
+        known = saved.get("keys", (present == 1, 0))
+        windows._draws_in_ramp, windows.called_before = known
         windows.assigned, windows.unreported = map(Draws.from_list, saved["draws"])
         if not same_boot:
             return windows
         windows._calls, windows._recorded_before, *lost = saved["counts"]
-        windows.repeats, windows.late, windows._draws.overflown = lost
+        windows.repeats, windows.late, windows._overflown_before = lost
         for each in saved["open"]:
             windows._open_window(CallWindow.from_list(each))
         for slice_number, epoch, *sides in saved["recorded"]:
@@ -354,5 +406,5 @@ class Windows:
         for ring, key, serial, *group, number, asked in saved["units"]:
             of = Group(*group)
             unit = by_number[number], OpenCalls(of.slice, of.canary, asked)
-            windows._units[CallKey(ring, key, serial), of] = unit
+            windows._units.setdefault((CallKey(ring, key, serial), of), []).append(unit)
         return windows

@@ -115,7 +115,7 @@ class Service:
         )
         self.feature = Feature(name=VISION, percentage=self.settings.canary_percentage)
         self.epochs: list[EpochRow] = []
-        self.keys: dict[tuple[int, int], KeyRow] = {}
+        self.keys: dict[tuple[int, int, int], KeyRow] = {}
         self.counts: dict[tuple[int, int, int, bool], CountsRow] = {}
         self.hashes: dict[int, float] = {}
         self.ends: dict[int, list[_Ending]] = {}
@@ -196,7 +196,7 @@ class Service:
     def poll(self) -> None:
         self.evidence.advance(Moment(self.now, self.unix))
         for row in self.evidence.pop_new_keys():
-            self.keys[row.ramp, row.key] = row
+            self.keys[row.ramp, row.round, row.key] = row
         conclusion = self.evidence.conclusion(VISION)
         calls = self.evidence.step_calls(self.feature.epoch)
         self.change(next_state(self.feature, conclusion, calls, self.rules, self.unix))
@@ -467,6 +467,32 @@ class SlowerByLessThanTheMargin(Story):
     def outcome(self, begun: Begun, second: float, *, canary: bool) -> Call:
         seconds = self.rng.lognormvariate(-3, 0.3)
         return Call(seconds * 1.09 if canary else seconds, failed=False)
+
+
+class Returning(Story):
+    """The same users for days, twenty calls at a time, each user three times a day.
+
+    `canary_worse` is by how much the canary fails more often, from step `bad_from` of a ramp on;
+    `always` is the share of users whose canary calls all fail.
+    """
+
+    users, stable_rate, canary_worse, bad_from, always = 300, 0.01, 0.0, 0, 0.0
+    step = 0
+    at_once = 20
+
+    def calls(self, second: float) -> Iterator[Begun]:
+        for _ in range(self.at_once):
+            yield Begun(key=self.rng.randrange(self.users))
+
+    def outcome(self, begun: Begun, second: float, *, canary: bool) -> Call:
+        worse = self.canary_worse if canary and self.step >= self.bad_from else 0.0
+        fails_always = canary and (begun.key or 0) < self.always * self.users
+        return Call(0.05, fails_always or self.rng.random() < self.stable_rate + worse)
+
+    def interfere(self, service: Service) -> None:
+        self.step = service.feature.step
+        between = 86_400 / (3 * self.users / self.at_once)
+        service.now += int(self.rng.expovariate(1 / between) / SLICE_SECONDS)
 
 
 class Days(ReturningKeys):

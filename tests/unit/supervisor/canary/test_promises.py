@@ -9,16 +9,18 @@ a key's first end, by calls instead of keys, or by what has been reported.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
-from atlas_supervisor.canary.stats.ramp import Stage
+from atlas_supervisor.canary.stats.ramp import Stage, waits_for
 from tests.unit.supervisor.canary.fakes import (
     NO_WORSE,
     ONE_STEP,
     Begun,
     Call,
     Hanging,
+    Returning,
     ReturningKeys,
     Story,
     played,
@@ -119,3 +121,63 @@ def test_keys_count_anew_each_day() -> None:
     found.play()
 
     assert found.evidence.decision("vision").numbers["canary"]["calls"] > 1.8 * before
+
+
+LONG = {"canary_ramp": (0.05, 0.25, 0.5, 0.75, 0.9, 1.0), "canary_alpha": 0.01}
+SHORT = {"canary_ramp": (0.05, 0.25, 1.0), "canary_alpha": 0.01}
+DAY = 86_400.0
+
+
+def returning(**changes: object) -> Returning:
+    """Return three hundred users who come back, for four days."""
+    story = Returning(seeded(4))
+    story.seconds = 4 * DAY
+    vars(story).update(changes)
+    return story
+
+
+def test_returning_users_promote_a_good_canary_whose_steps_take_a_day_each() -> None:
+    story = returning(stable_rate=0.0, seconds=6 * DAY)
+    found = service(story, **LONG, canary_step_seconds=DAY)
+
+    assert found.play() is Stage.PROMOTED
+    assert found.second > 4 * DAY
+
+
+def test_users_of_whom_some_always_fail_are_not_promoted_by_waiting() -> None:
+    found = [
+        service(returning(rng=seeded(seed), stable_rate=0.0, always=0.02), **SHORT)
+        for seed in range(4)
+    ]
+
+    assert Stage.PROMOTED not in [each.play() for each in found]
+
+
+def test_a_status_of_returning_users_never_waits_for_calls_that_can_not_come() -> None:
+    found = service(returning(stable_rate=0.0), **SHORT)
+    texts = []
+    while found.second < 3 * DAY:
+        found.step()
+        found.story.interfere(found)
+        decision = found.evidence.decision("vision", found.rules.last_share(found.feature))
+        calls = found.evidence.step_calls(found.feature.epoch)
+        waits = waits_for(found.feature, decision, calls, found.rules, found.unix)
+        texts.append((found.second, decision.needs, f"{waits}; {decision.reason}"))
+
+    assert all("new keys" in text for _, needs, text in texts if needs is not None)
+    late = [each for each in texts if each[0] > 2 * DAY]
+    assert all(needs is None for _, needs, _ in late)
+    assert all(" keys are too few for a verdict at 25.0 %" in text for _, _, text in late)
+    assert "or a share of" in late[0][2]
+
+
+def test_a_ramp_that_a_longer_one_continues_promotes_returning_users() -> None:
+    found = service(returning(stable_rate=0.0), **SHORT)
+    found.story.seconds = DAY
+    assert found.play() is Stage.RAMPING
+
+    found.rules = replace(found.rules, steps=(0.05, 0.25, 0.5, 0.75, 1.0))
+    found.settings = found.settings.model_copy(update={"canary_ramp": found.rules.steps})
+    found.story.seconds = 3 * DAY
+    assert found.play() is Stage.PROMOTED
+    assert found.feature.step == 3

@@ -610,6 +610,29 @@ async def test_unreadable_evidence_starts_anew_and_the_rest_continues(
         assert (await canaries.service.report(1)).features[0].canary.calls == 50
 
 
+# Too few keys.
+
+
+async def test_a_ramp_of_too_few_keys_says_so_when_it_starts_and_what_would_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch, **RAMP) as canaries:
+        process = canaries.process()
+        for _ in range(5):
+            first_calls_of_keys(process)
+        await canaries.look(after=5)
+    async with running(tmp_path, monkeypatch, **RAMP) as canaries:
+        started = await canaries.service.ramp("vision", "start", OPERATOR)
+        last = f"{RAMP['canary_ramp'][-2]:.1%}".replace("%", " %")
+        assert str(started.shortage).startswith(f"30 keys are too few for a verdict at {last}")
+        (suggestion,) = canaries.service.suggestions()
+        assert suggestion.code == "canary_too_few_keys"
+        assert str(started.shortage) in suggestion.message
+        assert canaries.feature().judgement.needs is None
+        await canaries.service.set_percentage("vision", 0.3, OPERATOR)
+        assert canaries.feature().shortage is None
+
+
 # Warnings, and the report.
 
 

@@ -10,12 +10,13 @@ import pytest
 from atlas_supervisor.canary.stats.bets import holm
 from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Ended, OpenCalls, Prior
 from atlas_supervisor.canary.stats.decision import (
+    ERRORS_PART,
     Decision,
     EvidenceKind,
-    Keys,
     RampEvidence,
 )
 from atlas_supervisor.canary.stats.explain import odds, percent
+from atlas_supervisor.canary.stats.forecast import Keys
 from atlas_supervisor.canary.stats.ramp import Fallback
 from atlas_supervisor.model.histogram import Histogram
 from atlas_supervisor.model.verdict import Verdict
@@ -238,14 +239,27 @@ def test_an_inconclusive_verdict_forecasts_the_calls_needed() -> None:
 
 
 def test_with_keys_the_forecast_is_of_first_calls_and_absent_while_all_keys_have_counted() -> None:
-    decision, dry = undecided(Keys(used=True)), undecided(Keys(used=True, anew_seconds=4000))
+    known = Keys(
+        used=True,
+        calling=500,
+        called_today=500,
+        share=0.1,
+        last_share=0.1,
+        by_interval={(0.0, 0.1): 50, (0.1, 1.0): 450},
+        all_known=True,
+        anew_seconds=4000,
+    )
+    decision, dry = undecided(Keys(used=True)), undecided(known)
 
     assert decision.reason.endswith(
         f"about {decision.needs:,} more first canary calls of a key are needed"
     )
     assert dry.needs is None
+    assert dry.outlook.shortage is not None
     assert dry.reason.endswith(
-        "every key that calls has counted; keys count anew at the next step, or within 2 h"
+        "every key that calls has counted; keys count anew at the next step, or within 2 h; "
+        "500 keys are too few for a verdict at 10.0 %: it takes about "
+        f"{dry.outlook.shortage.more:,} more keys"
     )
 
 
@@ -315,11 +329,11 @@ def test_a_feature_that_is_rolled_back_leaves_its_part_of_alpha_to_the_others() 
 
 def test_rounds_have_parts_of_alpha_that_add_up_to_less_than_one() -> None:
     ramp = Ramp()
-    first = ramp.decision().numbers["evidence"]["promotion"]["needed"]
-    parts = [20 / first]
+    undivided = 100 / ERRORS_PART
+    parts = [undivided / ramp.decision().numbers["evidence"]["errors"]["needed"]]
     for number in range(2, 60):
         ramp.evidence.start_round(number)
-        parts.append(20 / ramp.decision().numbers["evidence"]["promotion"]["needed"])
+        parts.append(undivided / ramp.decision().numbers["evidence"]["errors"]["needed"])
 
     assert 0.99 < sum(parts) < 1
     assert parts[0] == pytest.approx(0.9)

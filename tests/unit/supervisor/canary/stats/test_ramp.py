@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_supervisor.canary.stats.decision import Decision, EvidenceKind
+from atlas_supervisor.canary.stats.forecast import Outlook, Shortage
 from atlas_supervisor.canary.stats.ramp import (
     Action,
     Feature,
@@ -20,7 +23,7 @@ from atlas_supervisor.canary.stats.ramp import (
 from atlas_supervisor.model.verdict import Verdict
 
 RULES = Rules(steps=(0.05, 0.25, 1.0), step_seconds=300, least_calls=20)
-HOLD = Decision(Verdict.INCONCLUSIVE, EvidenceKind.WAITING, "not enough is known", {}, needs=120)
+HOLD = Decision(Verdict.INCONCLUSIVE, EvidenceKind.WAITING, "not enough is known", {}, Outlook(120))
 BAD = Decision(Verdict.FAIL, EvidenceKind.ERRORS, "it fails more often", {})
 GOOD = Decision(Verdict.PASS, EvidenceKind.PROMOTION, "it is no worse", {})
 
@@ -172,6 +175,11 @@ def test_a_ramp_reports_the_condition_of_its_next_step() -> None:
     )
     assert waits_for(ramping(1), GOOD, 500, RULES, 1100) == (
         "200 s more on this step, then it is promoted"
+    )
+    few = replace(HOLD, outlook=Outlook(None, True, None, Shortage(300, 0.25, 390, 0.6)))
+    assert waits_for(ramping(1), few, 500, RULES, 9e9) == (
+        "evidence that it is no worse, but 300 keys are too few for a verdict at 25.0 %: it takes "
+        "about 390 more keys or a share of 60.0 %"
     )
     assert waits_for(a_feature(), HOLD, 0, RULES, 0) is None
     paused = waits_for(a_feature(stage=Stage.PAUSED), HOLD, 0, RULES, 0)

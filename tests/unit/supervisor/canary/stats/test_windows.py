@@ -379,6 +379,54 @@ def test_in_a_new_round_all_keys_count_anew() -> None:
     assert sum(windows.assigned.by_share[SHARE]) == 5  # the ratio is checked in the first round
 
 
+def test_a_key_that_is_new_on_a_later_day_counts_in_the_first_round_too() -> None:
+    windows, calls = following()
+    windows.start_round(2)
+    for serial in (1, 2):
+        begin_key(calls, CANARY, 5, serial)
+        end_key(calls, CANARY, 5, serial, Outcome.ERROR)
+    calls.begin("r", CANARY, 1, asked=True, key=CallKey("r", 6, 3))
+    calls.process_exited("r", 102)
+
+    found = windows.pop_closed(OVER)
+    assert [(each.stratum.round, each.stratum.twice, each.canary.arm) for each in found] == [
+        (1, True, Arm(1, 1)),
+        (2, False, Arm(1, 1)),
+    ]
+    assert [each.unreported[True] for each in found] == [1, 1]
+    assert windows.unreported.by_share == {SHARE: (1, 0)}
+
+
+def test_a_stable_key_counts_at_a_new_share_in_the_first_round_on_a_later_day() -> None:
+    windows, calls = stepped(0.05, 0.24)
+    begin_key(calls, Group(7, 100, canary=False), 1, 1)
+    begin_key(calls, Group(7, 100, canary=True), 2, 2)
+    windows.start_round(2)
+    begin_key(calls, Group(8, 101, canary=True), 1, 3)
+    begin_key(calls, Group(8, 101, canary=True), 2, 4)
+
+    assert [
+        (each.stratum.round, *shares)
+        for each, shares in zip(windows.open, shares_of(windows), strict=True)
+    ] == [
+        (1, 0.05, 1, 1),
+        (1, pytest.approx((0.24 - 0.05) / 0.95), 1, 0),
+        (2, 0.24, 2, 0),
+    ]
+
+
+def test_keys_of_an_earlier_version_in_a_later_round_count_only_in_it() -> None:
+    windows, _ = following()
+    windows.start_round(2)
+    saved = windows.to_dict()
+    del saved["keys"]  # the rows of the first round were deleted, too
+    windows = Windows.from_dict(saved, same_boot=True)
+    windows.set_shares({7: SHARE})
+    windows.assign(CANARY, 1, key=CallKey("r", 5, 1))
+
+    assert [each.stratum.round for each in windows.open] == [2]
+
+
 def test_keys_beyond_the_limit_are_not_evidence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -417,6 +465,8 @@ def test_saved_and_restored_at_any_moment_it_continues_unchanged(
         found: list[CallWindow] = []
         keys: list[KeyRow] = []
         for number, (ring, piece, canary, asked, key, how) in enumerate(story):
+            if number == len(story) // 2:
+                windows.start_round(2)
             if interrupted and number == pause:
                 kept = json.loads(json.dumps([windows.to_dict(), calls.to_list()]))
                 keys += windows.pop_new_keys()
