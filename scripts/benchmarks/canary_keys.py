@@ -1,4 +1,4 @@
-"""What becomes of a canary whose users come back: a part of `./scripts/bench canary-statistics`.
+"""Verdicts on a canary whose users come back: a part of `./scripts/bench canary-statistics`.
 
 All users call once on each step, in random order, and once on each day after the last one. Their
 draws and windows are counted as the daemon does, and given to the daemon's own evidence.
@@ -153,7 +153,7 @@ def played(case: Case, users: int, runs: int) -> Counter[str]:
 
 
 def table(runs: int, users: Sequence[int] = (100, 300, 1_000)) -> tuple[Table, dict[str, Any]]:
-    """Return what becomes of each case, of so many runs."""
+    """Return how often each case reaches each verdict, of so many runs."""
     title = f"users who come back for {DAYS} days: promoted / rolled back, of {runs} runs"
     shown = Table(title=title, title_justify="left")
     data: dict[str, Any] = {}

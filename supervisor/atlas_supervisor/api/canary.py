@@ -18,7 +18,8 @@ from atlas_supervisor.api.routes import (
     ResponseSpec,
     Route,
 )
-from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView
+from atlas_supervisor.config.fields import Ramp
+from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView, SimulationView
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,99}", re.ASCII)
 
@@ -63,6 +64,22 @@ class ReportQuery(BaseModel, extra="forbid"):
     hours: int = Field(default=24, ge=1, le=720, description="Number of hours until now.")
 
 
+class SimulateQuery(BaseModel, extra="forbid"):
+    """How many keys call, and how often their calls fail."""
+
+    keys: int = Field(ge=1, le=1_000_000, description="How many keys (users) call.")
+    error_rate: float = Field(
+        default=0.01,
+        ge=0,
+        le=0.5,
+        allow_inf_nan=False,
+        description="Error rate of both arms: 0.01 is 1 %.",
+    )
+    ramp: Ramp | None = Field(
+        default=None, description="Ascending shares, as 0.05,0.25,1; CANARY_RAMP without it."
+    )
+
+
 async def _view(call: Request[Nothing, Nothing]) -> Reply:
     return Reply(call.control.canary.view())
 
@@ -83,6 +100,11 @@ async def _reset(call: Request[Nothing, ResetBody]) -> Reply:
 
 async def _report(call: Request[ReportQuery, Nothing]) -> Reply:
     return Reply(await call.control.canary.report(call.query.hours))
+
+
+async def _simulate(call: Request[SimulateQuery, Nothing]) -> Reply:
+    query = call.query
+    return Reply(await call.control.canary.simulate(query.keys, query.error_rate, query.ramp))
 
 
 _PATH = {"feature": "A name of CANARY_FEATURES."}
@@ -166,5 +188,19 @@ ROUTES: tuple[AnyRoute, ...] = (
         body=Nothing,
         heavy=True,
         answers=(ResponseSpec(200, "The report.", CanaryReport, examples.REPORT),),
+    ),
+    Route(
+        method="GET",
+        path="/deploy/canary/simulate",
+        handler=_simulate,
+        summary="Simulate a ramp of a good canary",
+        description="How often a ramp, and longer ones, promote a canary that is no worse, if so "
+        "many keys call. A key counts once on each step at which its arm is drawn.",
+        tag="Canary",
+        query=SimulateQuery,
+        body=Nothing,
+        heavy=True,
+        answers=(ResponseSpec(200, "The simulation.", SimulationView, examples.SIMULATION),),
+        errors=(errors.RAMP_NOT_POSSIBLE,),
     ),
 )

@@ -18,6 +18,8 @@ from atlas_supervisor.model.canary import (
     IntervalView,
     JudgementView,
     LatencyView,
+    SimulatedRamp,
+    SimulationView,
     StratumView,
 )
 from atlas_supervisor.model.deploy import (
@@ -239,6 +241,17 @@ VIEW = CanaryView(
     late_calls=0,
     overflown_calls=0,
     features=[FEATURE],
+)
+SIMULATION = SimulationView(
+    keys=300,
+    error_rate=0.0,
+    margin=0.02,
+    ramps=[
+        SimulatedRamp(shares=[0.05, 0.25], canary_keys=75, promoted=0.0),
+        SimulatedRamp(shares=[0.05, 0.25, 0.5], canary_keys=150, promoted=0.315),
+        SimulatedRamp(shares=[0.05, 0.25, 0.5, 0.75], canary_keys=225, promoted=1.0),
+        SimulatedRamp(shares=[0.05, 0.25, 0.5, 0.75, 0.9], canary_keys=270, promoted=1.0),
+    ],
 )
 STATS = CanaryStats(**dict(_BOTH), features={"vision": _BOTH})
 REPORT = CanaryReport(

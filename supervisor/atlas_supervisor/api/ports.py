@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from atlas_supervisor.fleet.view import FleetView, RolloutAction
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.audit import AuditEntry, Verification
-from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView
+from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView, SimulationView
 from atlas_supervisor.model.deploy import DeployRecord, EventFeed, Mode, Transition
 from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
@@ -147,6 +147,11 @@ class CanaryPort(Protocol):
 
     async def report(self, hours: int) -> CanaryReport:
         """Return every feature's numbers of the last hours."""
+
+    async def simulate(
+        self, keys: int, error_rate: float, shares: tuple[float, ...] | None
+    ) -> SimulationView:
+        """Return how often a ramp promotes a good canary; None: the ramp of the settings."""
 
 
 class HealthPort(Protocol):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from atlas_supervisor.canary.evidence import Evidence
 from atlas_supervisor.canary.stats.bets import exponential
 from atlas_supervisor.canary.stats.counts import Arm
-from atlas_supervisor.canary.stats.decision import Decision
+from atlas_supervisor.canary.stats.decision import Decision, needed_in_ramp
 from atlas_supervisor.canary.stats.explain import percent, sample_ratio_mismatch, too_few_keys
 from atlas_supervisor.canary.stats.intervals import (
     Interval,
@@ -24,9 +24,11 @@ from atlas_supervisor.canary.stats.intervals import (
     wilson,
 )
 from atlas_supervisor.canary.stats.outcomes import Tally
+from atlas_supervisor.canary.stats.plan import FURTHER, promoted
 from atlas_supervisor.canary.stats.ramp import Feature, Rules, Stage, waits_for
 from atlas_supervisor.canary.stats.rollups import ArmTallies, EvidencePoint, by_epoch
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
+from atlas_supervisor.config import Settings
 from atlas_supervisor.model.canary import (
     ArmCounts,
     ArmReport,
@@ -46,6 +48,8 @@ from atlas_supervisor.model.canary import (
     JudgementView,
     Kills,
     LatencyView,
+    SimulatedRamp,
+    SimulationView,
     StratumView,
 )
 from atlas_supervisor.model.health import Check, CheckStatus
@@ -356,9 +360,9 @@ def suggestions(view: CanaryView) -> Iterator[Suggestion]:
             yield Suggestion(
                 code="canary_too_few_keys",
                 message=f"{feature.feature} can't be promoted by evidence: {feature.shortage}.",
-                action="Add shares to CANARY_RAMP after the present ones, then run `atlasctl reload`: "
-                "the ramp goes on with its evidence. Or decide without evidence: `atlasctl canary "
-                f"ramp {feature.feature} promote`.",
+                action="Add larger shares below 1 to CANARY_RAMP and run `atlasctl reload`: the "
+                "ramp goes on with its evidence. Or decide without evidence: `atlasctl canary ramp "
+                f"{feature.feature} promote`.",
             )
         for warning in feature.warnings:
             yield Suggestion(
@@ -373,3 +377,26 @@ def suggestions(view: CanaryView) -> Iterator[Suggestion]:
 def _killed(kills: Kills) -> str:
     """Return the killed features in words; empty if there are none."""
     return "every feature" if kills.every_feature else ", ".join(kills.features)
+
+
+def simulation(
+    settings: Settings, keys: int, error_rate: float, shares: Sequence[float]
+) -> SimulationView:
+    """Return how often this ramp promotes a good canary, and longer ones. Takes about a second."""
+    below = [share for share in shares if share < 1]
+    longer = [share for share in FURTHER if share > below[-1]]
+    ramps = [below + longer[:count] for count in range(len(longer) + 1)]
+    margin, needed = settings.canary_margin, needed_in_ramp(settings.canary_promote_alpha)
+    return SimulationView(
+        keys=keys,
+        error_rate=error_rate,
+        margin=margin,
+        ramps=[
+            SimulatedRamp(
+                shares=each,
+                canary_keys=round(keys * each[-1]),
+                promoted=promoted(keys, each, error_rate, margin=margin, needed=needed),
+            )
+            for each in ramps
+        ],
+    )

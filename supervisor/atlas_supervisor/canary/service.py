@@ -24,10 +24,12 @@ from atlas_supervisor.canary.report import (
     fallback_view,
     feature_view,
     recent_stats,
+    simulation,
     suggestions,
 )
 from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.canary.stats.ramp import (
+    NO_STEPS,
     Action,
     Change,
     Fallback,
@@ -50,6 +52,7 @@ from atlas_supervisor.model.canary import (
     CanaryView,
     FeatureView,
     Kills,
+    SimulationView,
 )
 from atlas_supervisor.model.health import Check
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
@@ -334,6 +337,18 @@ class FeatureCanaries:
         }
         build = partial(build_report, fallback=self._policies.policy.fallback)
         return await anyio.to_thread.run_sync(build, until, hours, epochs, counts, known)
+
+    async def simulate(
+        self, keys: int, error_rate: float, shares: tuple[float, ...] | None
+    ) -> SimulationView:
+        """Return how often a ramp promotes a good canary; None: CANARY_RAMP.
+
+        Raises RefusedError.
+        """
+        shares = shares or self._settings.canary_ramp
+        if not shares or shares[0] >= 1:
+            raise errors.RAMP_NOT_POSSIBLE.error(problem="there is no share below 1", hint=NO_STEPS)
+        return await anyio.to_thread.run_sync(simulation, self._settings, keys, error_rate, shares)
 
     def check(self) -> Check:
         """Return whether the calls of all processes are counted, from memory."""

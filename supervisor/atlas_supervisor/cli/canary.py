@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from atlas_supervisor.cli.canary_report import report_view
+from atlas_supervisor.cli.canary_report import report_view, simulation_view
 from atlas_supervisor.cli.canary_status import canaries, changed, restored
 from atlas_supervisor.cli.client import ApiResponse
 from atlas_supervisor.cli.errors import FailedError
@@ -103,6 +103,29 @@ async def report(session: Session, feature: str | None, hours: int, strata: bool
 
 
 @verb
+@click.argument("keys", type=click.IntRange(1, 1_000_000))
+@click.option(
+    "--error-rate",
+    type=Share(),
+    default="1%",
+    show_default=True,
+    help="Error rate of both arms, up to 50%.",
+)
+@click.option("--ramp", help="Ascending shares, as 0.05,0.25,1.  [default: CANARY_RAMP]")
+async def simulate(session: Session, keys: int, error_rate: float, ramp: str | None) -> None:
+    """Show how often a ramp promotes a good canary, if so many KEYS call.
+
+    With keys (users) only new ones are evidence, so a ramp for a few users may be unable to end by
+    it. Longer ramps are shown, too.
+    """
+    query = {"keys": str(keys), "error_rate": str(error_rate)}
+    answer = await session.daemon.get(
+        "/deploy/canary/simulate", query=query if ramp is None else {**query, "ramp": ramp}
+    )
+    _report(session, answer, simulation_view, "ramps")
+
+
+@verb
 @click.argument("feature", type=FeatureName())
 @click.argument("percentage", type=Share())
 async def set_share(session: Session, feature: str, percentage: float) -> None:
@@ -151,7 +174,7 @@ async def reset(session: Session, feature: str | None) -> None:
 set_share.name = "set"  # a function named set would hide Python's own
 
 
-@click.group(cls=Verbs, verbs=(status, report, set_share, ramp, reset))
+@click.group(cls=Verbs, verbs=(status, report, simulate, set_share, ramp, reset))
 def canary() -> None:
     """Show and steer the canaries of features.
 

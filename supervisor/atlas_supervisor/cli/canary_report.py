@@ -41,6 +41,26 @@ def report_view(
     return Group(*parts) if len(parts) > 1 else safe(NO_FEATURES, "dim")
 
 
+def simulation_view(data: Record) -> RenderableType:
+    """Return how often each ramp promotes a good canary."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for name in ("shares", "canary's keys", "good canaries promoted"):
+        table.add_column(name, justify="left" if name == "shares" else "right")
+    for each in objects(data.get("ramps")):
+        shares = each.get("shares")
+        listed = [percent(share) for share in shares] if isinstance(shares, list) else []
+        table.add_row(
+            safe(", ".join(listed)),
+            safe(amount(each.get("canary_keys"))),
+            safe(percent(each.get("promoted"))),
+        )
+    head = (
+        f"{amount(data.get('keys'))} keys call once on each step; error rate of both arms "
+        f"{percent(data.get('error_rate'))}, margin {percent(data.get('margin'))}"
+    )
+    return Group(safe(head), table)
+
+
 def _feature(screen: Screen, each: Record, *, everything: bool) -> Iterator[RenderableType]:
     yield safe(each.get("feature") or MISSING, "bold")
     yield indented(_arms(each), 2)

@@ -290,3 +290,23 @@ class CanaryReport(BaseModel, frozen=True):
     since_ts: datetime = Field(description="Its beginning.")
     until_ts: datetime = Field(description="Its end.")
     features: list[FeatureReport] = Field(description="One entry for each feature.")
+
+
+class SimulatedRamp(BaseModel, frozen=True):
+    """What becomes of good canaries on a ramp."""
+
+    shares: list[float] = Field(description="Its shares below 1.")
+    canary_keys: int = Field(description="Keys that get the canary, on average.")
+    promoted: float = Field(
+        description="Share of good canaries that are promoted by evidence, if each key calls on "
+        "each step. It is a little less on a real ramp, which learns the error rate first."
+    )
+
+
+class SimulationView(BaseModel, frozen=True):
+    """How often ramps promote a good canary, by the number of keys that call."""
+
+    keys: int = Field(description="Keys that call.")
+    error_rate: float = Field(description="Error rate of both arms.")
+    margin: float = Field(description="A promotion rules out a rate that is higher by so much.")
+    ramps: list[SimulatedRamp] = Field(description="The ramp, and longer ones.")

@@ -8,7 +8,7 @@ Invariants
   two e-processes is one, rounds divide alpha by fixed parts that add up to 1, and features share it
   by Holm's rule on the largest evidence of each. Rounds are added by the union bound and not as a
   mean or a product, because each has its own past: the same keys have the same arms on each day.
-- What is known of keys decides what a reader is told (`Keys`), never a verdict.
+- What is known of keys (`Keys`) is for forecasts, never for a verdict.
 - A rollback for errors needs a canary call that failed, and a least number of canary calls: the
   fallback, which is a rule for the same calls, goes first. That only withholds rollbacks.
 - A rollback stays one; a promotion goes by the present evidence.
@@ -314,7 +314,7 @@ class RampEvidence:
         return expected_rates(share or totals.last_share, totals.canary, totals.stable, least)
 
     def _shortage(self, parts: int, rates: Rates, keys: Keys) -> Shortage | None:
-        """Return what is lacking at the ramp's last share; None if the keys suffice there."""
+        """Return the calls missing at the ramp's last share; None if the keys suffice there."""
         at = keys.last_share
         missing = self._missing_calls(at, parts, rates, keys)
         if missing is not None and missing <= 0:
@@ -425,6 +425,11 @@ class RampEvidence:
         self._closed = Strata.from_list(saved["totals"])
         for name in ("assigned", "unreported"):
             setattr(self.windows, name, Draws.from_list(saved.get(name, ())))
+
+
+def needed_in_ramp(alpha: float) -> float:
+    """Return the logarithm that a test of the first round needs."""
+    return -math.log(alpha) - _log_weight(1)
 
 
 def _log_weight(number: int) -> float:

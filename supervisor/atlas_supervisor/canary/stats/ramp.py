@@ -17,6 +17,8 @@ from atlas_supervisor.canary.stats.decision import Conclusion, Decision
 from atlas_supervisor.canary.stats.explain import needed, percent, too_few_keys
 from atlas_supervisor.model.verdict import Verdict
 
+NO_STEPS = "set CANARY_RAMP, for instance to 0.05,0.25,1, then atlasctl reload"
+
 _COUNTED_AWAY_SECONDS = 60.0
 """The most of the time without a daemon that counts for a step's time."""
 
@@ -217,7 +219,7 @@ def _start(feature: Feature, rules: Rules, now: float, who: str) -> Change:
     if rules.last < 0:
         raise RampError(
             "there are no steps to ramp through",
-            "set CANARY_RAMP, for instance to 0.05,0.25,1, then atlasctl reload",
+            NO_STEPS,
         )
     update = {"stage": Stage.RAMPING, "step": 0, "step_since": now, "reason": ""}
     return Change(feature.model_copy(update=update), f"ramp started by {who}", fresh=True)

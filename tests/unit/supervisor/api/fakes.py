@@ -10,7 +10,7 @@ from atlas_supervisor.api import examples, fleet_examples
 from atlas_supervisor.errors import AtlasError, RefusedError
 from atlas_supervisor.fleet.view import FleetView, RolloutAction
 from atlas_supervisor.model.actor import Actor
-from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView
+from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView, SimulationView
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 
 
@@ -41,6 +41,12 @@ class PlayedCanaries:
     async def report(self, hours: int) -> CanaryReport:
         self._answer("report", hours)
         return examples.REPORT
+
+    async def simulate(
+        self, keys: int, error_rate: float, shares: tuple[float, ...] | None
+    ) -> SimulationView:
+        self._answer("simulate", keys, error_rate, shares)
+        return examples.SIMULATION
 
     def _answer(self, *asked: Any) -> FeatureView:
         self.asked.append(asked)

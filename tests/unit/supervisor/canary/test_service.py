@@ -633,6 +633,22 @@ async def test_a_ramp_of_too_few_keys_says_so_when_it_starts_and_what_would_do(
         assert canaries.feature().shortage is None
 
 
+async def test_a_simulation_is_of_the_ramp_in_the_settings_and_of_longer_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch, **RAMP) as canaries:
+        found = await canaries.service.simulate(300, 0.0, None)
+        assert [each.shares for each in found.ramps] == [
+            [0.1, 0.5],
+            [0.1, 0.5, 0.75],
+            [0.1, 0.5, 0.75, 0.9],
+        ]
+        assert [each.canary_keys for each in found.ramps] == [150, 225, 270]
+        assert found.ramps[0].promoted < found.ramps[1].promoted == 1
+        with pytest.raises(RefusedError, match="no share below 1"):
+            await canaries.service.simulate(300, 0.0, (1.0,))
+
+
 # Warnings, and the report.
 
 

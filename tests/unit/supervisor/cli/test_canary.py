@@ -259,4 +259,31 @@ async def test_hours_outside_of_a_month_are_wrong_usage(daemon: Played, atlasctl
 async def test_the_verbs_of_canary_are_listed_in_the_order_of_use(atlasctl: Call) -> None:
     outcome = await atlasctl("canary", "--help")
     words = [line.split()[0] for line in outcome.out.splitlines() if line.startswith("  ")]
-    assert words[-5:] == ["status", "report", "set", "ramp", "reset"]
+    assert words[-6:] == ["status", "report", "simulate", "set", "ramp", "reset"]
+
+
+async def test_a_simulation_asks_for_the_keys_and_shows_each_ramp(
+    daemon: Played, atlasctl: Call
+) -> None:
+    ramps = [
+        {"shares": [0.05, 0.25], "canary_keys": 75, "promoted": 0.0},
+        {"shares": [0.05, 0.25, 0.5], "canary_keys": 150, "promoted": 0.315},
+    ]
+    answer = {"keys": 300, "error_rate": 0.01, "margin": 0.02, "ramps": ramps}
+    daemon.play("GET", "/deploy/canary/simulate", answer)
+    outcome = await atlasctl("canary", "simulate", "300", "--ramp", "0.05,0.25,1")
+    assert daemon.asked[0].query == {"keys": "300", "error_rate": "0.01", "ramp": "0.05,0.25,1"}
+    assert [line.split() for line in outcome.out.splitlines()[2:]] == [
+        ["5", "%,", "25", "%", "75", "0", "%"],
+        ["5", "%,", "25", "%,", "50", "%", "150", "31.5", "%"],
+    ]
+
+
+async def test_a_ramp_that_can_not_be_promoted_by_evidence_says_so_when_it_starts(
+    daemon: Played, atlasctl: Call
+) -> None:
+    shortage = "300 keys are too few for a verdict at 25.0 %"
+    view = steady(stage="ramping", step=0, steps=[0.05, 0.25, 1.0], share=0.05, shortage=shortage)
+    daemon.play("POST", "/deploy/canary/vision/ramp", view)
+    outcome = await atlasctl("canary", "ramp", "vision", "start")
+    assert f"can't be promoted by evidence: {shortage}" in outcome.out
