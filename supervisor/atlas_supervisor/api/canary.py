@@ -67,7 +67,7 @@ class ReportQuery(BaseModel, extra="forbid"):
 class SimulateQuery(BaseModel, extra="forbid"):
     """How many keys call, and how often their calls fail."""
 
-    keys: int = Field(ge=1, le=1_000_000, description="How many keys (users) call.")
+    keys: int = Field(default=1_000, ge=1, le=1_000_000, description="How many keys (users) call.")
     error_rate: float = Field(
         default=0.01,
         ge=0,

@@ -299,7 +299,7 @@ class SimulatedRamp(BaseModel, frozen=True):
     canary_keys: int = Field(description="Keys that get the canary, on average.")
     promoted: float = Field(
         description="Share of good canaries that are promoted by evidence, if each key calls on "
-        "each step. It is a little less on a real ramp, which learns the error rate first."
+        "each step; within some points, as a real ramp learns the error rate."
     )
 
 

@@ -2,7 +2,7 @@
 
 Each key is a draw at the ramp's first share, and while it is stable's again at each larger one,
 with the chance (share - before) / (1 - before). Neither arm is worse: calls fail with the same
-rate, which the bets know. A real ramp learns it first, so it is promoted a little less often.
+rate, which the bets know. A real ramp learns it and is looked at more often: a few points differ.
 """
 
 from __future__ import annotations

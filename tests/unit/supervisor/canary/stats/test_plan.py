@@ -13,7 +13,9 @@ def of(keys: int, ramp: tuple[float, ...], rate: float) -> float:
     return promoted(keys, below, rate, margin=0.02, needed=needed_in_ramp(0.05))
 
 
-def test_three_hundred_keys_promote_no_good_canary_on_a_short_ramp_and_every_one_on_a_long() -> None:
+def test_three_hundred_keys_promote_no_good_canary_on_a_short_ramp_and_every_one_on_a_long() -> (
+    None
+):
     assert of(300, SHORT, 0.0) == 0
     assert of(300, LONG, 0.0) == 1
     assert 0.2 < of(300, LONG, 0.01) < 0.5
