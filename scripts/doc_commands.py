@@ -265,7 +265,7 @@ def endpoint_fault(method: str, path: str) -> str | None:
 
 # What the prose names.
 
-_PLACEHOLDERS = {"FEATURE": "vision", "PERCENTAGE": "10%", "GENERATION": "1"}
+_PLACEHOLDERS = {"FEATURE": "vision", "PERCENTAGE": "10%", "GENERATION": "1", "KEYS": "300"}
 _FILLED = re.compile(r"\b(?:" + "|".join(_PLACEHOLDERS) + r")\b")
 
 
