@@ -76,6 +76,7 @@ def _unusable(env_file: Path) -> str:
 
 def _run(settings: Settings) -> int:
     refusals: list[str] = []
+    watch_children_without_threads()
     try:
         anyio.run(run, settings, receive(), Program())
     except* StartRefusedError as group:  # task groups wrap what is raised inside of them
@@ -84,6 +85,15 @@ def _run(settings: Settings) -> int:
     for refusal in refusals:
         print(f"atlas-supervisor can't start: {refusal}", file=sys.stderr)  # noqa: T201  # as above
     return _REFUSED if refusals else 0
+
+
+def watch_children_without_threads() -> None:
+    """Wait for child processes by descriptors of them, as Python does by itself from 3.12 on.
+
+    Before that each has a thread; where there is no room for one, its process would be lost.
+    """
+    if sys.version_info < (3, 12):
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -48,6 +48,7 @@ from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.program import Program
 from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.system.text import escaped, without_known_secrets
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.registry import WorkerRegistry
 from atlas_supervisor.workers.slots import Slots
@@ -196,7 +197,7 @@ class Reloads:
         report = await self._ask_program()
         known = shown(self._settings)
         lines = [*report.faults, *(refused_changes(known, report.shown) if report.shown else ())]
-        lines += await anyio.to_thread.run_sync(self._plane.foreign_listeners)
+        lines += await in_thread(self._plane.foreign_listeners)
         if not lines:
             lines += await self._bind_anew(known, report.shown)
         if lines:

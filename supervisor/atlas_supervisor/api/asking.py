@@ -5,8 +5,8 @@ So the dashboard shows what the API answers and does what the API does: there is
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -20,6 +20,7 @@ from atlas_supervisor.api.routes import Access, AnyRoute, Request, StreamReply
 from atlas_supervisor.errors import AtlasError, RefusedError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.worker_text import disclosed, withheld
+from atlas_supervisor.system.threads import in_thread
 
 _LONG_BYTES = 64 * 1024
 """What is longer is read in a thread."""
@@ -91,7 +92,7 @@ class Asker:
             raise TypeError(f"{target} is not answered with JSON")
         data = payload.model_dump_json().encode()
         if len(data) > _LONG_BYTES:
-            return await asyncio.to_thread(_read, data, sees_all=sees_all)
+            return await in_thread(partial(_read, data, sees_all=sees_all))
         return _read(data, sees_all=sees_all)
 
 

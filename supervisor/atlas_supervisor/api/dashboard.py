@@ -31,6 +31,7 @@ from atlas_supervisor.api.routes import (
 from atlas_supervisor.api.security import rank_of
 from atlas_supervisor.api.sessions import LASTS_SECONDS, Rank, Sessions
 from atlas_supervisor.model.actor import Actor
+from atlas_supervisor.system.threads import in_thread
 
 if TYPE_CHECKING:
     from atlas_supervisor.dashboard.answers import Audience
@@ -88,7 +89,7 @@ class _Desk:
     async def board(self, control: Control) -> Board:
         if self._board is None:
             # In a thread: probes and the relay go on meanwhile.
-            board = await asyncio.to_thread(_imported)
+            board = await in_thread(_imported)
             asker = Asker(self.rows, control)
             made = board(lambda each, who: asker.ask(each, sees_all=who.sees_all))
             self._board = self._board or made
@@ -348,7 +349,7 @@ async def _asset(call: Request[Nothing, Nothing]) -> Reply:
     name = call.path["file"]
     if name not in _ASSETS:  # a name is looked up, never joined to a path unchecked
         raise errors.ASSET_NOT_FOUND.error()
-    data = await asyncio.to_thread(_read_asset, name)
+    data = await in_thread(_read_asset, name)
     return Reply(data, content_type=_ASSETS[name], kept=True)
 
 

@@ -6,7 +6,6 @@ security policy is strict. Its links are relative, so that it works behind a pro
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from functools import cache
@@ -17,6 +16,7 @@ from pydantic import BaseModel, Field
 
 from atlas_supervisor import errors
 from atlas_supervisor.api.routes import AnyRoute, Nothing, Reply, Request, ResponseSpec, Route
+from atlas_supervisor.system.threads import in_thread
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -70,7 +70,7 @@ def routes(document: Callable[[], dict[str, Any]]) -> tuple[AnyRoute, ...]:
         return json.dumps(document()).encode()
 
     async def openapi(_call: Request[Nothing, Nothing]) -> Reply:
-        return Reply(await asyncio.to_thread(encoded), kept=True)
+        return Reply(await in_thread(encoded), kept=True)
 
     return (
         _route(
@@ -133,7 +133,7 @@ async def _asset(call: Request[Nothing, Nothing]) -> Reply:
         return Reply(_INIT.encode(), content_type="text/javascript")
     if name not in _ASSETS:  # a name is looked up, never joined to a path unchecked
         raise errors.ASSET_NOT_FOUND.error()
-    data = await asyncio.to_thread(_read_asset, name)
+    data = await in_thread(_read_asset, name)
     return Reply(data, content_type=_ASSETS[name], kept=True)
 
 

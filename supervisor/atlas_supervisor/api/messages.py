@@ -30,6 +30,7 @@ from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.worker_text import disclosed, withheld
 from atlas_supervisor.system.text import escaped
+from atlas_supervisor.system.threads import in_thread
 
 FORM = "application/x-www-form-urlencoded"
 MAX_BODY_BYTES = 64 * 1024
@@ -104,7 +105,7 @@ async def success(reply: Reply, *, headers: Mapping[str, str], trusted: bool) ->
         if trusted:
             data = disclosed(data)
         elif len(data) > _LONG_BYTES:
-            data = await asyncio.to_thread(withheld, data)
+            data = await in_thread(withheld, data)
         else:
             data = withheld(data)
     return web.Response(

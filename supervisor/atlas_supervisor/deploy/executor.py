@@ -36,6 +36,7 @@ from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.probes.smoke import run_smoke
 from atlas_supervisor.requests.collector import RequestCollector
 from atlas_supervisor.system.clock import Stopwatch, now
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import counts
 from atlas_supervisor.workers.launch import LaunchError, worker_environment
@@ -116,7 +117,7 @@ class Executor:
             await self._smoke_plan()
         except SettingsError as error:
             return StepOutcome.failed(str(error))
-        if strangers := await anyio.to_thread.run_sync(self._plane.foreign_listeners):
+        if strangers := await in_thread(self._plane.foreign_listeners):
             return StepOutcome.failed(
                 f"another program receives our connections: {'; '.join(strangers)}",
                 PreflightDetail(strangers=strangers),
@@ -137,7 +138,7 @@ class Executor:
         """Read the smoke file, which may have changed; None if there is none."""
         if self._settings.smoke_file is None:
             return None
-        return await anyio.to_thread.run_sync(load_smoke_file, self._settings.smoke_file)
+        return await in_thread(load_smoke_file, self._settings.smoke_file)
 
     async def launch(self, deploy: ActiveDeploy) -> StepOutcome:
         """Start the release on staging; a failure carries the last lines that it printed."""
@@ -395,5 +396,5 @@ class Executor:
 
 async def _gone(release: Release) -> StepOutcome | None:
     """Return the failure of a deploy whose release is no longer there as recorded."""
-    why = await anyio.to_thread.run_sync(missing, release)
+    why = await in_thread(missing, release)
     return StepOutcome.failed(why) if why else None

@@ -10,7 +10,6 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from pathlib import Path
 
-import anyio
 import structlog
 
 from atlas_supervisor.config import Settings
@@ -24,6 +23,7 @@ from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper, UnreadableStateError
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.workers.releases import Releases, Start, UnknownReleaseError
 
 log = structlog.get_logger(__name__)
@@ -114,12 +114,12 @@ async def active_release(
     is_followed = settings.deploy_mode is Mode.SINGLE and recorded and recorded[0].name is None
     if is_followed or not recorded:
         with suppress(UnknownReleaseError):
-            release = await anyio.to_thread.run_sync(releases.find, None)
+            release = await in_thread(releases.find, None)
             await _note(release, database, state, slot, rows)
             return release
     if not recorded:  # WORKER_DIRECTORY was removed a moment ago
         return Release(name=None, path=settings.worker_directory, version="unknown")
-    start = await anyio.to_thread.run_sync(releases.start, recorded)
+    start = await in_thread(releases.start, recorded)
     if start.why is None:
         await _note(start.release, database, state, slot, rows)
         return start.release

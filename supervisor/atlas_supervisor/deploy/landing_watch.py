@@ -30,6 +30,7 @@ from atlas_supervisor.model.health import Check, CheckStatus
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.audit import AuditStore
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.traffic.listeners import loopback_of
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE
@@ -199,7 +200,7 @@ class LandingWatch:
     async def _owner(self, pids: tuple[int, ...]) -> WorkerProcess | None:
         """Return the worker that one of these processes belongs to."""
         for each in self._instances():
-            if set(pids) & set(await anyio.to_thread.run_sync(each.family)):
+            if set(pids) & set(await in_thread(each.family)):
                 return each
         return None
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import anyio
 import structlog
 
 from atlas_supervisor.config import Settings
@@ -51,6 +50,7 @@ from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_worker.contract import STATE_FILE
 
@@ -393,7 +393,7 @@ async def _once_more(
     cause = "the supervisor was started again; the release passes the gates once more"
     row = step(plan, Phase.AWAITING_SWITCH, Event.SUPERVISOR_STOPPED)
     try:
-        release = await anyio.to_thread.run_sync(_pinned, releases, waiting)
+        release = await in_thread(_pinned, releases, waiting)
     except UnknownReleaseError as error:
         row = step(plan, Phase.PREFLIGHT, Event.FAILED)
         cause = str(error)

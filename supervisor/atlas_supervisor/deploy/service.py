@@ -45,6 +45,7 @@ from atlas_supervisor.store.keys import KeyRow
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_supervisor.workers.slot import Slot
@@ -71,7 +72,7 @@ async def launchable(
     await database.outbox.flush()  # a switch that is not written yet would be passed over
     target = chosen(await database.versions.served(), version)
     try:
-        return target, await anyio.to_thread.run_sync(releases.unchanged, target.release)
+        return target, await in_thread(releases.unchanged, target.release)
     except UnknownReleaseError as error:
         raise errors.previous_gone(target.release, str(error)) from error
 
@@ -134,7 +135,7 @@ class DeployService:
     async def find_release(self, name: str | None) -> Release:
         """Return the release that a deploy of this name launches. Raises RefusedError."""
         try:
-            return await anyio.to_thread.run_sync(self._releases.find, name)
+            return await in_thread(self._releases.find, name)
         except UnknownReleaseError as error:
             raise errors.unknown_release(str(error)) from error
 
@@ -178,7 +179,7 @@ class DeployService:
             if self._runs.stopping or self._runs.current is not None or not is_current:
                 return None
             try:
-                release = await anyio.to_thread.run_sync(self._releases.unchanged, worker.release)
+                release = await in_thread(self._releases.unchanged, worker.release)
             except UnknownReleaseError as error:  # that is a failure of its preflight
                 problem = f"{error}; a recycle starts only what was deployed"
                 release = worker.release.model_copy(update={"problem": problem})

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
-import anyio
-
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
@@ -42,6 +40,7 @@ from atlas_supervisor.model.status import DaemonView, HoldView, Status, Suggesti
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_supervisor.workers.slot import Slot
@@ -319,9 +318,7 @@ class DeployQueries:
 
     async def _earlier(self, target: Target, *, thorough: bool) -> EarlierVersion:
         release, staging = target.version.release, self._slots.staging
-        gone = await anyio.to_thread.run_sync(
-            partial(self._releases.why_gone, release, thorough=thorough)
-        )
+        gone = await in_thread(partial(self._releases.why_gone, release, thorough=thorough))
         warm = staging.instance.release if staging.instance and staging.can_serve else None
         is_warm = warm is not None and warm.is_same(release)
         why_not_fast = target.why_not_fast(now())
@@ -340,7 +337,7 @@ class DeployQueries:
     async def releases(self, *, with_git: bool) -> list[ReleaseView]:
         """Return the named releases that exist, by name. Raises RefusedError."""
         try:
-            found = await anyio.to_thread.run_sync(partial(self._releases.all, with_git=with_git))
+            found = await in_thread(partial(self._releases.all, with_git=with_git))
         except UnknownReleaseError as error:
             raise errors.releases_unreadable(str(error)) from error
         last = await self._database.deploys.last_by_release()

@@ -41,6 +41,7 @@ from atlas_supervisor.model.state import ActiveRelease, DeployState
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.clock import Stopwatch, now
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.traffic import Plane, Split
 from atlas_supervisor.traffic.listeners import loopback_of
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE
@@ -92,7 +93,7 @@ async def check_landing(
         local = (source, 0) if source else None
         return socket.create_connection((loopback_of(host), port), _ACCEPT_SECONDS, local)
 
-    return await anyio.to_thread.run_sync(_connect_and_find, connect, instance, count, elsewhere)
+    return await in_thread(_connect_and_find, connect, instance, count, elsewhere)
 
 
 def _connect_and_find(

@@ -18,6 +18,7 @@ from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper, UnreadableStateError
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.traffic import Plane
 
 MIB = 1024 * 1024
@@ -49,7 +50,7 @@ async def database(keeper: StateKeeper, store: Database) -> Check:
     if not store.is_in_place():
         message = "atlas.db was removed or replaced; what is written is lost with the next start"
         return Check(status=CheckStatus.FAIL, unit="ms", message=message)
-    if (lost := await anyio.to_thread.run_sync(store.look_for_lost)) is not None:
+    if (lost := await in_thread(store.look_for_lost)) is not None:
         return Check(
             status=CheckStatus.WARN, value=watch.milliseconds, unit="ms", message=history_lost(lost)
         )
@@ -65,7 +66,7 @@ def history_lost(lost: Path) -> str:
 async def disk_free(folder: Path) -> Check:
     """Check how much can still be written to the folder's file system."""
     try:
-        found = await anyio.to_thread.run_sync(os.statvfs, folder)
+        found = await in_thread(os.statvfs, folder)
     except OSError as error:
         return Check(status=CheckStatus.FAIL, unit="MiB", message=f"STATE_DIR: {error.strerror}")
     free = found.f_bavail * found.f_frsize
@@ -91,7 +92,7 @@ async def steering(
     watch = Stopwatch()
     while True:
         try:
-            state = await anyio.to_thread.run_sync(file.read)
+            state = await in_thread(file.read)
         except UnreadableStateError as error:
             return _steering(CheckStatus.FAIL, f"the state file {error}")
         status, message = _compared(plane.active, state, ports)

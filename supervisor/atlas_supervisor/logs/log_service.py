@@ -26,6 +26,7 @@ from atlas_supervisor.logs.rotation import RenamedLog, RotatingLog, TruncatedLog
 from atlas_supervisor.model.log import LogFeed, LogLine, LogSource, WantedLines
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.workers.output import WorkerLog
 
 POLL_SECONDS = 0.2
@@ -147,6 +148,6 @@ class _Feed:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         try:
-            return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+            return await in_thread(work, limiter=self._limiter)
         except OSError as error:
             raise LogUnreadableError(f"the log can't be read: {error}") from error

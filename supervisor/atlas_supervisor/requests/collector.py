@@ -52,6 +52,7 @@ from atlas_supervisor.store.requests import InstanceRow, RequestCommit, RequestS
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import steady_time
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.system.worker_file import UnusableFileError, worker_files
 from atlas_supervisor.traffic.request_tally import RequestTally
 from atlas_worker.contract import RINGS_DIRECTORY
@@ -123,7 +124,7 @@ class RequestCollector:
         self._saved_rows = {row.instance: row for row in await self.store.instances()}
         self._saved_cells = await self.store.files()
         self._write_at = _next_minute()
-        await anyio.to_thread.run_sync(self._remove_unfinished)
+        await in_thread(self._remove_unfinished)
 
     def _remove_unfinished(self) -> None:
         for path in self._folder.glob(f".*{SUFFIX}.new"):
@@ -215,7 +216,7 @@ class RequestCollector:
         present = {each.name: each for each in self.present()}
         with anyio.CancelScope(shield=True):  # what was read must be added
             since, compared = time.monotonic(), self.firsts.names
-            read = await anyio.to_thread.run_sync(partial(self._read_all, present, compared))
+            read = await in_thread(partial(self._read_all, present, compared))
             now = time.monotonic()
             living = [
                 each.tracked.instance

@@ -31,6 +31,7 @@ from atlas_supervisor.store.statements import Statements
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.files import read_regular
+from atlas_supervisor.system.threads import in_thread
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +95,7 @@ class AuditStore:
         If the two contradict each other, the chain goes on from what the file says: the break
         stays, and is found. Of a database that was set aside that is no fault. Raises StoreError.
         """
-        noted = await anyio.to_thread.run_sync(file.read)
+        noted = await in_thread(file.read)
         rows = await self._statements.read("newest_audit")
         newest = Head(rows[0]["id"], rows[0]["hash"]) if rows else NOTHING
         self._head, self._head_file = newest, file
@@ -170,7 +171,7 @@ class AuditStore:
         if self._head_file is None:
             return
         try:
-            await anyio.to_thread.run_sync(self._head_file.write, self._head)
+            await in_thread(self._head_file.write, self._head)
         except OSError as error:
             log.error("audit_head_not_written", why=str(error))
 

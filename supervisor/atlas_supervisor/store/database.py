@@ -30,6 +30,7 @@ from atlas_supervisor.store.state_keeper import StateCopy
 from atlas_supervisor.store.statements import Statements, Timed, is_damage, untimed
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.files import open_regular
+from atlas_supervisor.system.threads import in_thread
 
 _BUSY_SECONDS = 5.0
 _FILE_MODE = 0o640
@@ -109,12 +110,12 @@ async def open_database(
     aside: Path | None = None
     try:
         try:
-            aside = await anyio.to_thread.run_sync(_set_aside, path) if damaged else None
+            aside = await in_thread(_set_aside, path) if damaged else None
             connection = await _connect(path)
         except (sqlite3.Error, ValueError, LookupError) as error:
             if aside is not None or not is_damage(error):
                 raise
-            aside = await anyio.to_thread.run_sync(_set_aside, path)
+            aside = await in_thread(_set_aside, path)
             connection = await _connect(path)
     except (sqlite3.Error, OSError) as error:
         raise StartRefusedError(
@@ -124,7 +125,7 @@ async def open_database(
     database = Database(connection, path, timed)
     try:
         await database.audit.open(HeadFile(path.with_name(HEAD_FILE)), set_aside=aside is not None)
-        await anyio.to_thread.run_sync(database.look_for_lost)
+        await in_thread(database.look_for_lost)
         yield database, aside
     finally:
         with anyio.CancelScope(shield=True):
@@ -132,7 +133,7 @@ async def open_database(
 
 
 async def _connect(path: Path) -> aiosqlite.Connection:
-    await anyio.to_thread.run_sync(_make_private, path)
+    await in_thread(_make_private, path)
     connection = await aiosqlite.connect(path, timeout=_BUSY_SECONDS)
     try:
         connection.row_factory = aiosqlite.Row

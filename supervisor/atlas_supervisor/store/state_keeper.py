@@ -23,6 +23,7 @@ from atlas_supervisor.store.statements import Statement, Statements, StoreError,
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.files import read_regular
+from atlas_supervisor.system.threads import in_thread
 from atlas_worker.contract import STATE_BYTES_LIMIT
 
 log = structlog.get_logger(__name__)
@@ -204,7 +205,7 @@ class StateKeeper:
                 after = before.model_copy(update={**changes, "generation": before.generation + 1})
                 watch = Stopwatch()
                 try:
-                    await anyio.to_thread.run_sync(self._file.write, after)
+                    await in_thread(self._file.write, after)
                 except OSError:
                     self._timed(watch.seconds, False)
                     await self._restore(before)
@@ -216,8 +217,8 @@ class StateKeeper:
     async def _restore(self, before: DeployState) -> None:
         """Put the old content back if the new one is in place but could not be made durable."""
         try:
-            if await anyio.to_thread.run_sync(self._file.read) != before:
-                await anyio.to_thread.run_sync(self._file.write, before)
+            if await in_thread(self._file.read) != before:
+                await in_thread(self._file.write, before)
         except (OSError, UnreadableStateError) as error:
             log.critical("state_file_uncertain", why=str(error))
 
@@ -250,10 +251,10 @@ class StateKeeper:
 
         Raises OSError if that is not possible.
         """
-        if self._seen is not None and await anyio.to_thread.run_sync(self._identity) == self._seen:
+        if self._seen is not None and await in_thread(self._identity) == self._seen:
             return None
         async with self._changing:
-            return await anyio.to_thread.run_sync(self._put_back)
+            return await in_thread(self._put_back)
 
     def _put_back(self) -> str | None:
         identity = self._identity()

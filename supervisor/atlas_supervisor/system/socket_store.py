@@ -25,7 +25,6 @@ from contextlib import ExitStack, suppress
 from importlib.util import cache_from_source
 from pathlib import Path
 
-import anyio
 import structlog
 
 from atlas_supervisor.system import procfs, socket_keeper
@@ -38,6 +37,7 @@ from atlas_supervisor.system.socket_keeper import (
     RECORD_BYTES,
     VERSION,
 )
+from atlas_supervisor.system.threads import in_thread
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +90,7 @@ class SocketStore:
             log.warning("kept_sockets_dropped", names=dropped, why="the settings were changed")
             self._manager.store({}, {name for name, _ in self._stored})
             self._stored = frozenset()
-            await anyio.to_thread.run_sync(self._manager.barrier)
+            await in_thread(self._manager.barrier)
             await self._keeper.end()
 
     async def keep(self, sockets: Mapping[str, socket.socket], tag: int) -> None:
@@ -181,10 +181,10 @@ class Keeper:
         if pid is None:
             return
         self._send(b"end", [])
-        if not await anyio.to_thread.run_sync(_until_ended, pid):
+        if not await in_thread(_until_ended, pid):
             log.warning("socket_keeper_killed", pid=pid)
             procfs.send_signal([pid], signal.SIGKILL)
-            await anyio.to_thread.run_sync(_until_ended, pid)
+            await in_thread(_until_ended, pid)
         if self._process is not None:
             self._process.poll()
         self.disconnect()

@@ -22,7 +22,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-import anyio
 import structlog
 
 from atlas_supervisor.config import Settings
@@ -34,6 +33,7 @@ from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.pidfd import ForeignProcess
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.traffic import Plane, Split, TakenBack
 from atlas_supervisor.workers.process import NotifySocket, WorkerProcess
 from atlas_supervisor.workers.registry import Survivor, WorkerRegistry, end_survivors, pids_of
@@ -77,7 +77,7 @@ async def take_over(
     taken = plane.take_back(pids_of(survivors), passed)
     chosen: dict[Survivor, int | None] = {}
     if taken.complete:
-        chosen = await anyio.to_thread.run_sync(_choose, survivors, taken, plane, settings, active)
+        chosen = await in_thread(_choose, survivors, taken, plane, settings, active)
     rest = [each for each in survivors if each not in chosen]
     if not taken.complete or (rest and settings.socket_passing is SocketPassing.PORT):
         if not taken.complete:

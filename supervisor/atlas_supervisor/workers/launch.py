@@ -36,6 +36,7 @@ from atlas_supervisor.system import procfs
 from atlas_supervisor.system.account import Account
 from atlas_supervisor.system.procfs import tag_for
 from atlas_supervisor.system.text import escaped, keep_secret, secrets_in
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.traffic.listeners import foreign_listeners
 from atlas_supervisor.workers.output import WorkerLog
@@ -274,10 +275,10 @@ async def launch_release(
     output: WorkerLog,
 ) -> WorkerProcess:
     """Start the settings' worker command in a release. Raises LaunchError and OSError."""
-    if why := await anyio.to_thread.run_sync(missing, release):
+    if why := await in_thread(missing, release):
         raise ReleaseGoneError(why)
     if settings.socket_passing is SocketPassing.PORT:
-        await anyio.to_thread.run_sync(_refuse_taken_port, port)
+        await in_thread(_refuse_taken_port, port)
     command = settings.worker_argv(slot=slot, port=port, fd=FIRST_DESCRIPTOR)
     try:
         environment = worker_environment(
@@ -285,7 +286,7 @@ async def launch_release(
         )
     except SettingsError as error:  # the file of extra variables was changed since the start
         raise LaunchError(f"the worker's environment can't be loaded: {error}") from error
-    descriptor = await anyio.to_thread.run_sync(output.open, name)
+    descriptor = await in_thread(output.open, name)
     try:
         return await launch(
             slot=slot,
@@ -365,14 +366,14 @@ async def until_ready(
     if instance.alive and answered:
         return "worker reported ready and answered" if reported else "worker answered"
     if instance.alive:
-        seen = await anyio.to_thread.run_sync(_where_it_listens, instance, port, settings)
+        seen = await in_thread(_where_it_listens, instance, port, settings)
         parts = [f"it was not ready within {allowed:g} s"]
         parts += ["it reported ready and did not answer"] if reported else []
         parts += [answer.last_failure] if answer.last_failure else []
         message = "; ".join((*parts, seen))
     else:
         message = f"it {instance.exit_text} before it was ready"
-        left = await anyio.to_thread.run_sync(instance.family)
+        left = await in_thread(instance.family)
         if left and instance.exit_status == 0:
             message += "; it went on in the background, and must stay in the foreground"
     raise LaunchError(message, output=output.last_lines())

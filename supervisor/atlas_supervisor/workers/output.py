@@ -29,6 +29,7 @@ from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.system.descriptors import is_shortage
 from atlas_supervisor.system.files import open_regular
 from atlas_supervisor.system.text import escaped, without_known_secrets
+from atlas_supervisor.system.threads import in_thread
 
 log = structlog.get_logger(__name__)
 
@@ -296,9 +297,9 @@ async def keep_bounded(logs: Sequence[WorkerLog]) -> None:
         late = False
         for each in logs:
             if each.has_strayed():
-                await anyio.to_thread.run_sync(each.collect)
+                await in_thread(each.collect)
             if each.size() > LIMIT_BYTES:
-                late |= await anyio.to_thread.run_sync(each.rotate) > 2 * LIMIT_BYTES
+                late |= await in_thread(each.rotate) > 2 * LIMIT_BYTES
         await anyio.sleep(FLOOD_CHECK_SECONDS if late else CHECK_SECONDS)
 
 

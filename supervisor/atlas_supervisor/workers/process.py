@@ -33,6 +33,7 @@ from atlas_supervisor.system.descriptors import with_spares
 from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.system.sockdiag import TcpConnection, TcpSocket
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.traffic import Answers
 from atlas_worker.contract import (
     ENV_INSTANCE,
@@ -223,7 +224,7 @@ class WorkerProcess:
         self.terminate()
         reported = self.reported.not_accepting
         while self.alive and not reported.is_set():
-            if not await anyio.to_thread.run_sync(self._connected, ports):
+            if not await in_thread(self._connected, ports):
                 break
             with anyio.move_on_after(_POLL_SECONDS):
                 await reported.wait()
@@ -255,7 +256,7 @@ class WorkerProcess:
 
     async def _disconnected(self, ports: Collection[int], poll_seconds: float) -> None:
         """Wait until it has exited or holds no connection any more."""
-        while self.alive and await anyio.to_thread.run_sync(self._connected, ports):
+        while self.alive and await in_thread(self._connected, ports):
             with anyio.move_on_after(poll_seconds):
                 await self.wait()
 
@@ -267,9 +268,7 @@ class WorkerProcess:
         `answers` knows whether an answer on a relayed connection is pending. An answer on another
         one counts as given once the connection was silent for `quiet_seconds`.
         """
-        while self.alive and await anyio.to_thread.run_sync(
-            self._busy, ports, quiet_seconds, answers()
-        ):
+        while self.alive and await in_thread(self._busy, ports, quiet_seconds, answers()):
             with anyio.move_on_after(_POLL_SECONDS):
                 await self.wait()
 
@@ -339,7 +338,7 @@ class WorkerProcess:
         reported = False
         while True:
             try:
-                left = await anyio.to_thread.run_sync(self.family)
+                left = await in_thread(self.family)
             except OSError as error:  # nothing is known, which must not count as none
                 if not reported:
                     log.error("processes_unknown", **self.facts, pid=self.pid, why=str(error))

@@ -34,6 +34,7 @@ from atlas_supervisor.system.descriptors import with_spares
 from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.lock import holds_a_lock
 from atlas_supervisor.system.procfs import ProcessIdentity
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.workers.process import WorkerProcess, ignore
 from atlas_worker.contract import ENV_INSTANCE, ENV_SLOT, ENV_STATE_DIR, ENV_VERSION
 
@@ -98,7 +99,7 @@ class WorkerRegistry:
         Raises StoreError.
         """
         rows, listeners = await self.rows(), await self.listeners()
-        found = await anyio.to_thread.run_sync(find_survivors, state_dir, rows, listeners)
+        found = await in_thread(find_survivors, state_dir, rows, listeners)
         for row in rows:
             if row.instance not in {survivor.instance for survivor in found}:
                 await self.remove(row.instance)
@@ -249,7 +250,7 @@ async def end_survivors(
     """
 
     async def find() -> list[Survivor]:
-        every = await anyio.to_thread.run_sync(find_survivors, state_dir, rows, listeners)
+        every = await in_thread(find_survivors, state_dir, rows, listeners)
         return [each for each in every if each.instance not in spared]
 
     found = await find()
@@ -314,7 +315,7 @@ def _sharers(inodes: Callable[[], Collection[int]]) -> list[int]:
 async def _kill(find: Callable[[], Collection[int]]) -> None:
     """Kill what is found until there is nothing left."""
     with anyio.move_on_after(_KILL_SECONDS) as limit:
-        while left := await anyio.to_thread.run_sync(find):
+        while left := await in_thread(find):
             log.warning("strays_killed", pids=left)
             procfs.send_signal(left, signal.SIGKILL)
             await anyio.sleep(_POLL_SECONDS)

@@ -16,6 +16,7 @@ import structlog
 
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotEvent, SlotState
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.workers.launch import LaunchError
 from atlas_supervisor.workers.slot import Slot
 
@@ -114,7 +115,7 @@ class Restarter:
 
     async def _launch(self, release: Release) -> None:
         """Launch it; if its folder holds another version than the recorded one, say so."""
-        current = await anyio.to_thread.run_sync(self._checked, release)
+        current = await in_thread(self._checked, release)
         if current.problem is not None:
             slot = self._slot.name
             log.error("release_changed", slot=slot, release=release.label, why=current.problem)

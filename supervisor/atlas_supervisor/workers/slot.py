@@ -6,6 +6,7 @@ follows the table in `model.slot`. What happens after a crash is decided by `Slo
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,7 @@ from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.system.descriptors import SPARES, is_shortage
 from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.procfs import inode_of
+from atlas_supervisor.system.threads import NO_ROOM, in_thread
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import Drain, Drains
 from atlas_supervisor.workers.launch import (
@@ -190,7 +192,8 @@ class Slot:
             with anyio.CancelScope(shield=True):
                 await self.stop()
             if isinstance(error, OSError):  # no descriptors left, a full disk, a folder gone
-                self.last_exit = f"the worker could not be started: {error}"
+                why = NO_ROOM if error.errno == errno.EAGAIN else str(error)
+                self.last_exit = f"the worker could not be started: {why}"
                 raise LaunchError(self.last_exit, instance=name) from error
             if isinstance(error, ReleaseGoneError):
                 self.release_gone = str(error)
@@ -400,7 +403,7 @@ class Slot:
         """Forget a worker that ended, and make sure that nothing of it is left."""
         await instance.kill()
         await self._end_sharers(instance)
-        await anyio.to_thread.run_sync(self.log.close, instance.name)
+        await in_thread(self.log.close, instance.name)
         if self.instance is instance:
             self.instance = None
             self.apply(SlotEvent.CLEARED)

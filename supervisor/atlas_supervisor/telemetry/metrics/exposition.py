@@ -7,13 +7,13 @@ nothing to add, and demands suffixes that the promised names lack.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 from prometheus_client import Metric, generate_latest
 from prometheus_client.registry import Collector
 
+from atlas_supervisor.system.threads import in_thread
 from atlas_supervisor.telemetry.metrics import Metrics
 
 ReadGauges = Callable[[], Iterable[Metric]]
@@ -31,7 +31,7 @@ class Exposition:
     async def text(self) -> bytes:
         """Return all metrics of this moment in the text format, version 0.0.4."""
         scrape = _Scrape(self._registry, list(self._read_gauges()))
-        return await asyncio.to_thread(generate_latest, scrape)
+        return await in_thread(generate_latest, scrape)
 
 
 class _Scrape(Collector):
