@@ -28,7 +28,7 @@ def load_or_create_token(path: Path, key: str = "CONTROL_TOKEN_FILE") -> str:
         try:
             text, fault = read_secret(path, _TOKEN)
         except FileNotFoundError:
-            _create(path)
+            _try_to_create(path, key)
             text, fault = read_secret(path, _TOKEN)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
@@ -50,6 +50,16 @@ def load_or_create_token(path: Path, key: str = "CONTROL_TOKEN_FILE") -> str:
     if fault is not None:
         raise StartRefusedError(f"{key}: {path} {fault}")
     return token
+
+
+def _try_to_create(path: Path, key: str) -> None:
+    try:
+        _create(path)
+    except OSError as error:
+        raise StartRefusedError(
+            f"{key}: {path} can't be created: {error.strerror}; "
+            "see that its folder is there and writable, and that the disk has room"
+        ) from error
 
 
 def _create(path: Path) -> None:

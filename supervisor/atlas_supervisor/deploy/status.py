@@ -239,8 +239,9 @@ class DeployQueries:
         if (lost := self._database.lost) is not None:
             yield Suggestion(
                 code="history_lost",
-                message=f"The database was damaged: deploys, audit and canary counts of before are "
-                f"missing, and a rollback knows no earlier version. The damaged file is {lost}.",
+                message="The database was damaged or gone: deploys, audit and canary counts of "
+                "before are missing, and a rollback knows no earlier version. What is left of it "
+                f"is {lost}.",
                 action="Restore a backup, or go on without: either way move that file away, which "
                 "ends this notice.",
             )

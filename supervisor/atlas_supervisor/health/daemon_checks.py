@@ -60,7 +60,10 @@ async def database(keeper: StateKeeper, store: Database) -> Check:
 
 def history_lost(lost: Path) -> str:
     """Return the message about a database that was set aside."""
-    return f"atlas.db was damaged and is empty since: history and audit before are in {lost.name}"
+    return (
+        "atlas.db was damaged or gone, and is empty since: what is left of history and audit "
+        f"before is in {lost.name}"
+    )
 
 
 async def disk_free(folder: Path) -> Check:

@@ -105,12 +105,16 @@ async def open_database(
 ) -> AsyncIterator[tuple[Database, Path | None]]:
     """Open the database; a damaged one is set aside first, and its new path is returned.
 
+    So is one that has gone or is empty, as a power cut or a restore may leave it: nothing else
+    would show that its history is missing.
     Raises StartRefusedError if it can't be had, for instance while another process holds it.
     """
     aside: Path | None = None
+    head = HeadFile(path.with_name(HEAD_FILE))
+    gone = await in_thread(_has_gone, path, head)
     try:
         try:
-            aside = await in_thread(_set_aside, path) if damaged else None
+            aside = await in_thread(_set_aside, path) if damaged or gone else None
             connection = await _connect(path)
         except (sqlite3.Error, ValueError, LookupError) as error:
             if aside is not None or not is_damage(error):
@@ -124,7 +128,7 @@ async def open_database(
         ) from error
     database = Database(connection, path, timed)
     try:
-        await database.audit.open(HeadFile(path.with_name(HEAD_FILE)), set_aside=aside is not None)
+        await database.audit.open(head, set_aside=aside is not None and not gone)
         await in_thread(database.look_for_lost)
         yield database, aside
     finally:
@@ -165,6 +169,16 @@ def _make_private(path: Path) -> None:
     sqlite3.connect(path).close()
 
 
+def _has_gone(path: Path, head: HeadFile) -> bool:
+    """Return whether there is no database, although there was one: its audit trail had an end."""
+    try:
+        return path.stat().st_size == 0 and head.read() is not None
+    except FileNotFoundError:
+        return head.read() is not None
+    except OSError:  # told when it is opened
+        return False
+
+
 def _set_aside(path: Path) -> Path:
     stamp = now().strftime("%Y%m%dT%H%M%SZ")
     aside = path.with_name(f"{path.name}.unreadable-{stamp}")
@@ -172,4 +186,5 @@ def _set_aside(path: Path) -> Path:
         part = path.with_name(path.name + suffix)
         if part.exists():
             part.rename(aside.with_name(aside.name + suffix))
+    aside.touch(_FILE_MODE)  # nothing was left of it: an empty file stands for it
     return aside

@@ -52,11 +52,18 @@ def only_daemon(path: Path, passed: int | None = None) -> Iterator[int]:
             raise StartRefusedError(
                 f"another supervisor runs on this state folder: {who} holds {path}"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        _write_own_pid(descriptor, path)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _write_own_pid(descriptor: int, path: Path) -> None:
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:  # a full disk: the first start is the first to write here
+        raise StartRefusedError(f"{path} can't be written: {error.strerror}") from error
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
@@ -257,6 +258,26 @@ async def test_a_damaged_file_is_set_aside_and_a_new_one_made(path: Path, damage
     async with open_database(path) as (database, aside):
         assert aside is None
         assert len(await database.deploys.latest(10)) == 1
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_bytes(b"")])
+async def test_a_database_that_has_gone_or_is_empty_is_told_as_lost(
+    path: Path, lose: Callable[[Path], object]
+) -> None:
+    async with open_database(path) as (database, aside):
+        assert (aside, database.lost) == (None, None)  # a first start
+        await database.audit.write(SUPERVISOR, "mode", "set")
+    lose(path)
+
+    with capture_logs() as logged:
+        async with open_database(path) as (database, aside):
+            assert database.lost == aside is not None
+            assert aside.read_bytes() == b""
+    assert [each["event"] for each in logged] == ["audit_trail_broken"]  # what is gone is missing
+
+    aside.unlink()
+    async with open_database(path) as (database, aside):
+        assert (aside, database.lost) == (None, None)
 
 
 async def test_a_log_that_is_gone_leaves_what_was_in_the_file(path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,4 +86,16 @@ def test_only_the_lock_counts_and_not_the_content_of_its_file(
 
 def test_a_place_that_cannot_be_locked_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StartRefusedError, match="can't be opened"), only_daemon(tmp_path):
+        pass
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "supervisor.lock"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    refused = pytest.raises(StartRefusedError, match=rf"^{path} can't be written: No space")
+    with refused, only_daemon(path):
         pass
