@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePosixPath
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
+from pydantic_core import PydanticCustomError
 
 from atlas_supervisor import errors
 from atlas_supervisor.api import examples
@@ -39,13 +42,30 @@ class DeployQuery(BaseModel, extra="forbid"):
     )
 
 
+_NAME = r"^[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*$"
+
+
+def _is_name(release: str) -> str:
+    """Return it. The error for a path names the folder, which shells complete to a path."""
+    if re.fullmatch(_NAME, release):
+        return release
+    folder = PurePosixPath(release).name
+    meant = f": {folder}" if re.fullmatch(_NAME, folder) else ""
+    raise PydanticCustomError(
+        "release_name",
+        "a release is named by its folder in RELEASES_DIR alone{meant}",
+        {"meant": meant},
+    )
+
+
 class DeployBody(BaseModel, extra="forbid"):
     """What to deploy."""
 
     release: (
         Annotated[
             str,
-            Field(min_length=1, max_length=255, pattern=r"^[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*$"),
+            AfterValidator(_is_name),
+            Field(min_length=1, max_length=255, json_schema_extra={"pattern": _NAME}),
         ]
         | None
     ) = Field(

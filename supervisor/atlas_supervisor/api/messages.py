@@ -220,11 +220,17 @@ def _encode(error: RefusedError, *, trusted: bool) -> bytes:
 # Errors that are made from what a library found.
 
 
+_IN_WORDS = {
+    "extra_forbidden": "unknown field",
+    "string_pattern_mismatch": "it has characters that can't be in it, or is too long",
+}
+
+
 def invalid(row: ErrorSpec, error: ValidationError) -> RefusedError:
     """Return the error for the first fault that pydantic found in a query or body."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     field = ".".join(str(part) for part in fault["loc"])
-    message = "unknown field" if fault["type"] == "extra_forbidden" else fault["msg"]
+    message = _IN_WORDS.get(fault["type"], fault["msg"])
     return bad_field(row, field, message)
 
 

@@ -17,6 +17,7 @@ from dotenv.parser import Binding, parse_stream
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.system.files import read_regular
 
+_OPEN_QUOTE = re.compile(r"""(?:export\s+)?[^=\s]+\s*=\s*(["'])""")
 _RESERVED = re.compile(r"ATLAS_.*|LISTEN_.*|NOTIFY_SOCKET")
 
 
@@ -61,6 +62,17 @@ def read_env_file(path: Path) -> EnvFile:
     return found
 
 
+def why_garbled(entry: Entry) -> str:
+    """Return the accepted form of a line, without its content, which may be a secret."""
+    if found := _OPEN_QUOTE.match(entry.value):
+        quote, other = found[1], "'" if found[1] == '"' else '"'
+        return (
+            f"its value begins with {quote} and does not end with the next one; if there are "
+            f"quotes in it, put it into the other kind: KEY={other}{quote}a b{quote} c{other}"
+        )
+    return "not KEY=value, which is accepted"
+
+
 def _line(binding: Binding) -> int:
     """Return the line number of the binding itself.
 
@@ -81,7 +93,7 @@ def load_worker_env(path: Path) -> dict[str, str]:
     faults = [
         f"{path} line {entry.line}: {reason}"
         for entry, reason in [
-            *((entry, "KEY=value is accepted") for entry in found.garbled),
+            *((entry, why_garbled(entry)) for entry in found.garbled),
             *((entry, f"{entry.key} is given twice") for entry in found.repeated),
             *((entry, _worker_fault(entry)) for entry in found.entries.values()),
         ]

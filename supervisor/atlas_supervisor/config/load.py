@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from atlas_supervisor.config.checks import check_together
 from atlas_supervisor.config.describe import release_folders, shown
-from atlas_supervisor.config.envfile import Entry, EnvFile, read_env_file
+from atlas_supervisor.config.envfile import Entry, EnvFile, read_env_file, why_garbled
 from atlas_supervisor.config.fields import existing_folder
 from atlas_supervisor.config.settings import FIELD_OF_KEY, Settings
 from atlas_supervisor.config.smoke_file import load_smoke_file
@@ -104,10 +104,7 @@ def _given(found: EnvFile, environ: Mapping[str, str]) -> dict[str, _Given]:
 
 def _faults_of_file(found: EnvFile, path: Path) -> list[str]:
     """Return the faults of its lines. What is no known key may be a secret: it is not shown."""
-    faults = [
-        f"{path.name} line {entry.line}: not KEY=value, which is accepted"
-        for entry in found.garbled
-    ]
+    faults = [f"{path.name} line {entry.line}: {why_garbled(entry)}" for entry in found.garbled]
     for entry in found.repeated:
         first = found.entries[entry.key]
         place = f"already given on line {first.line}"

@@ -32,6 +32,13 @@ TimeLimit = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
 
 
+_FORMS = {
+    "name": "a text without space around it",
+    "method": "a method in capitals, as GET",
+    "path": "a path that begins with /, in ASCII and without spaces, which are written as %20",
+}
+
+
 class Expectation(BaseModel):
     """The expected response; None is not checked."""
 
@@ -100,9 +107,10 @@ def load_smoke_file(path: Path) -> SmokePlan:
     accepted.
     """
     try:
-        data = tomllib.loads(read_regular(path, follow=True).decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError([f"{path}: {error}; a TOML file is accepted"]) from error
+        data = tomllib.loads(read_regular(path, follow=True).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or nested without end
+        why = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
+        raise SettingsError([f"{path}: {why}; a TOML file is accepted"]) from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise SettingsError([f"{path}: {reason}; a readable file is accepted"]) from error
@@ -152,6 +160,8 @@ def _fault(data: Mapping[str, Any], details: Mapping[str, Any]) -> str:
     given = repr(details["input"])
     given = given if len(given) <= 60 else f"{given[:59]}…"
     reason = str(details["msg"])
+    if details["type"] == "string_pattern_mismatch":
+        reason = f"accepted is {_FORMS[field]}"
     return f"{test}: {field} = {given}: {reason[0].lower()}{reason[1:]}"
 
 

@@ -175,7 +175,7 @@ def _has_gone(path: Path, head: HeadFile) -> bool:
         return path.stat().st_size == 0 and head.read() is not None
     except FileNotFoundError:
         return head.read() is not None
-    except OSError:  # told when it is opened
+    except OSError:  # the refusal comes when it is opened
         return False
 
 

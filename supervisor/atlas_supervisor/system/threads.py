@@ -48,7 +48,7 @@ async def in_thread(
     *arguments: *Ts,
     limiter: anyio.CapacityLimiter | None = None,
 ) -> T:
-    """Return what `work` returns, having run it in a thread if there is one to be had."""
+    """Run `work` in a thread, or here if none can be started, and return its result."""
     try:
         return await anyio.to_thread.run_sync(work, *arguments, limiter=limiter)
     except RuntimeError as error:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import resource
 import secrets
 import signal
@@ -339,6 +340,9 @@ class _FirstAnswer:
             await anyio.sleep(_RETRY_SECONDS if soon else _LATE_RETRY_SECONDS)
 
 
+_PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE", re.IGNORECASE)
+
+
 async def until_ready(
     instance: WorkerProcess, port: int, output: WorkerLog, prober: HttpProber, settings: Settings
 ) -> str:
@@ -376,7 +380,20 @@ async def until_ready(
         left = await in_thread(instance.family)
         if left and instance.exit_status == 0:
             message += "; it went on in the background, and must stay in the foreground"
+        if any(map(_PORT_TAKEN.search, output.last_lines())):
+            message += f"; {_why_taken(port, settings)}"
     raise LaunchError(message, output=output.last_lines())
+
+
+def _why_taken(port: int, settings: Settings) -> str:
+    """Return why a worker could not bind a port, as it printed, and its remedy.
+
+    No list of listeners shows why: the supervisor holds the port and does not listen.
+    """
+    own = "it must serve on the sockets that it inherits"
+    if settings.socket_passing is SocketPassing.PORT:
+        own = f"for {port}, which the supervisor reserves, it must set SO_REUSEADDR"
+    return f"a port that it binds is taken: {own}; any other may be taken by the version that runs"
 
 
 def _where_it_listens(instance: WorkerProcess, port: int, settings: Settings) -> str:

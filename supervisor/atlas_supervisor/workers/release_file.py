@@ -46,7 +46,7 @@ def read_release_file(folder: Path) -> ReleaseFile:
     if len(content) > _LIMIT_BYTES:
         raise ReleaseFileError(f"{path} has more than {_LIMIT_BYTES // 1024} KiB")
     try:
-        return ReleaseFile.model_validate(tomllib.loads(content.decode()))
+        return ReleaseFile.model_validate(tomllib.loads(content.decode("utf-8-sig")))
     except ValidationError as error:
         raise ReleaseFileError(f"{path}: {_fault(error)}") from error
     except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or nested without end

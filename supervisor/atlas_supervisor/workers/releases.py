@@ -40,6 +40,10 @@ from atlas_supervisor.workers.release_version import (
 log = structlog.get_logger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+_NAME_IS = (
+    "up to 128 ASCII letters, digits, '.', '_', '+' and '-', and begins with a letter or digit: "
+    "rename the folder"
+)
 _NAMES_SHOWN = 20
 _LIST_SECONDS = 5.0
 """After this time the list of releases goes on without git."""
@@ -140,8 +144,12 @@ class Releases:
             )
         names = self.names()
         if name not in names:
+            problem = f"there is no release {name!r}"
+            there = (each.name for each in self._releases_dir.iterdir())
+            if not _NAME.fullmatch(name) and name in there:
+                problem = f"{name!r} in RELEASES_DIR is no name of a release, which has {_NAME_IS}"
             known = ", ".join(names[:_NAMES_SHOWN]) or "none"
-            raise UnknownReleaseError(f"there is no release {name!r}; there is: {known}")
+            raise UnknownReleaseError(f"{problem}; there is: {known}")
         return path
 
     def _name_of(self, path: Path) -> str | None:

@@ -123,6 +123,20 @@ def read_sources(folder: Path) -> list[Source]:
     return found
 
 
+def unparsable(folder: Path) -> Iterator[str]:
+    """Yield each Python file that can't be parsed, with the place and the reason.
+
+    It may be one that a later Python than this one can parse.
+    """
+    for path in files_of(folder, ".py"):
+        try:
+            ast.parse(path.read_bytes())
+        except SyntaxError as error:
+            yield f"{path.relative_to(folder)}, line {error.lineno}: {error.msg}"
+        except (ValueError, OSError, RecursionError) as error:
+            yield f"{path.relative_to(folder)}: {error}"
+
+
 def files_of(folder: Path, *suffixes: str, depth: int = _DEEPEST) -> Iterator[Path]:
     """Yield a folder's files of this kind, without tests and what was installed there."""
     level, count = [folder], 0

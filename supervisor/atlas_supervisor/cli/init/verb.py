@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -27,11 +28,13 @@ from atlas_supervisor.cli.init.files import (
     smoke_text,
     write_files,
 )
+from atlas_supervisor.cli.init.python_source import unparsable
 from atlas_supervisor.cli.program import checked_settings
 from atlas_supervisor.cli.reload import reload
 from atlas_supervisor.cli.terminal import NOTE, OK, Screen, safe
 from atlas_worker.contract import SUPERVISOR_SOCKET
 
+_MOST_BROKEN = 3
 UNIT_FILE = "atlas-supervisor.service"
 
 
@@ -79,14 +82,21 @@ def init(folder: Path, *, yes: bool, unit: bool, force: bool) -> None:
         screen.print(Text(), *_next_steps(folder, settings, unit=unit))
 
 
+def _where_to_look(folder: Path) -> str:
+    """Name files that may have one and can't be parsed, and then the kinds looked for."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    broken = [*islice(unparsable(folder), _MOST_BROKEN)]
+    first = f"Python {version} can't parse {'; '.join(broken)}. " if broken else ""
+    return (
+        f"{first}Looked for: {LOOKED_FOR}. For any other one write WORKER_COMMAND into atlas.env: "
+        "docs/worker-contract.md."
+    )
+
+
 def _chosen(screen: Screen, folder: Path, found: list[Application], *, yes: bool) -> Application:
     """Return the application to write settings for; asks if there are several."""
     if not found:
-        raise FailedError(
-            f"No application was found in {folder}.",
-            f"Looked for: {LOOKED_FOR}. For any other one write WORKER_COMMAND into atlas.env: "
-            "docs/worker-contract.md.",
-        )
+        raise FailedError(f"No application was found in {folder}.", _where_to_look(folder))
     if len(found) == 1 or yes:
         screen.print(safe(f"{found[0].kind} application in {found[0].source}"))
         if len(found) > 1:

@@ -140,6 +140,18 @@ async def test_an_invalid_body_is_refused_and_starts_no_deploy(
 
 
 @pytest.mark.parametrize(
+    ("given", "meant"), [("releases/1.1/", ": 1.1"), ("./1.1", ": 1.1"), ("..", "")]
+)
+async def test_a_path_in_place_of_a_release_is_refused_with_the_name(
+    tmp_path: Path, given: str, meant: str
+) -> None:
+    async with running(tmp_path) as server:
+        answer = await post(server, "/deploy/bluegreen", f'{{"release": "{given}"}}'.encode())
+    named = "release: a release is named by its folder in RELEASES_DIR alone"
+    assert answer.json["error"]["message"] == named + meant
+
+
+@pytest.mark.parametrize(
     "data", [b"", b"{}", b'{"mode": "green"}', b'{"mode": null}', b'{"mode": 1}', b'{"mode": []}']
 )
 async def test_an_unknown_mode_is_refused(tmp_path: Path, data: bytes) -> None:

@@ -363,6 +363,17 @@ async def test_a_choice_between_applications_is_not_made_without_asking(
     assert checked
 
 
+async def test_a_file_that_cannot_be_parsed_is_named_where_nothing_is_found(
+    call: Call, tmp_path: Path
+) -> None:
+    folder = make(tmp_path, {"main.py": "from fastapi import FastAPI\napp = FastAPI(\n"})
+
+    outcome = await call("init", folder)
+
+    assert outcome.code == 1
+    assert "can't parse main.py, line 2: '(' was never closed" in outcome.err
+
+
 async def test_an_empty_folder_is_refused_with_what_was_looked_for(
     call: Call, tmp_path: Path
 ) -> None:

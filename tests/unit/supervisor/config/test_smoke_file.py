@@ -76,7 +76,7 @@ def test_the_expected_status_is_200_by_default(load: Load) -> None:
         (HTTP + "expect = { contains = '' }", "expect.contains = ''"),
         (HTTP + "expect = { max_ms = 0 }", "expect.max_ms = 0: input should be greater than 0"),
         (HTTP + "expect = { json = { day = 2020-01-01 } }", "expect.json"),
-        (HTTP + "method = 'get'", "method = 'get'"),
+        (HTTP + "method = 'get'", "method = 'get': accepted is a method in capitals, as GET"),
         (HTTP + "body = 'a'\njson = {}", "body and json: accepted is one of them"),
         (HTTP + "headers = { 'a b' = 'c' }", "'a b' is not a valid header"),
         (HTTP + 'headers = { a = "b\\r\\nc: d" }', "'a' is not a valid header"),
@@ -86,9 +86,12 @@ def test_the_expected_status_is_200_by_default(load: Load) -> None:
         (HTTP + HTTP, "'home' is the name of two tests"),
         (HTTP + COMMAND.replace("suite", "home"), "'home' is the name of two tests"),
         ("[[http]]\npath = '/'", "[[http]] 1: name is missing"),
-        ("[[http]]\nname = ' '\npath = '/'", "name = ' '"),
+        ("[[http]]\nname = ' '\npath = '/'", "name = ' ': accepted is a text without space"),
         ("[[http]]\nname = ''\npath = '/'", "[[http]] 1: name = ''"),
-        ("[[http]]\nname = 'a'\npath = 'http://host/'", "path = 'http://host/'"),
+        (
+            "[[http]]\nname = 'a'\npath = 'http://host/'",
+            "'http://host/': accepted is a path",
+        ),
         ("[http]\nname = 'a'\npath = '/'", "[http]: accepted is [[http]]"),
         ("http = ['/']", "[[http]] 1"),
         ("[[https]]\nname = 'a'", "'https': accepted are tables [[http]] and [[command]]"),
@@ -97,6 +100,7 @@ def test_the_expected_status_is_200_by_default(load: Load) -> None:
         ("[[command]]\nname = 'a'\nrun = ['']", "run: accepted is a program"),
         ('[[command]]\nname = "a"\nrun = ["a\\u0000b"]', "run: accepted is a program"),
         ("[[http]", "a TOML file is accepted"),
+        ("http = " + "[" * 10_000, "nested too deeply; a TOML file is accepted"),
     ],
 )
 def test_a_fault_names_the_test_and_the_field(faults: Faults, text: str, words: str) -> None:
@@ -107,6 +111,12 @@ def test_a_fault_names_the_test_and_the_field(faults: Faults, text: str, words: 
 def test_all_faults_are_reported_at_once(faults: Faults) -> None:
     found = faults(HTTP + "x = 1\n" + HTTP + "y = 1\n" + COMMAND + "z = 1\n")
     assert len(found) == 4
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "smoke.toml"
+    path.write_text(HTTP, encoding="utf-8-sig")
+    assert len(load_smoke_file(path).http) == 1
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "binary"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -123,10 +124,23 @@ def test_a_file_that_can_not_be_read_is_refused(tmp_path: Path, kind: str) -> No
     assert "accepted" in fault
 
 
-@pytest.mark.parametrize("line", ["ACTIVE_PORT", "ACTIVE_PORT: 1", "MY PORT=1", "=1", 'CHANNEL="a'])
+@pytest.mark.parametrize("line", ["ACTIVE_PORT", "ACTIVE_PORT: 1", "MY PORT=1", "=1"])
 def test_a_line_that_is_no_assignment_is_refused_with_its_number(faults: Faults, line: str) -> None:
     (fault,) = faults(f"# one\n\n   \n{line}\nLOG_LEVEL=debug\n")
     assert fault == "atlas.env line 4: not KEY=value, which is accepted"
+
+
+@pytest.mark.parametrize(
+    "line", ['CHANNEL="a', "CHANNEL='a\" b", 'CHANNEL = "my app" --x', 'export CHANNEL="a" b']
+)
+def test_a_line_whose_quotes_do_not_end_it_is_refused_with_what_to_write(
+    faults: Faults, load: Load, line: str
+) -> None:
+    (fault,) = faults(f"# one\n{line}\n")
+    assert fault.startswith("atlas.env line 2: its value begins with ")
+    assert "my app" not in fault  # it may be a secret
+    (written,) = re.findall(r"KEY=.*", fault)
+    assert len(load(written.replace("KEY", "CHANNEL")).channel) == len("'a b' c")
 
 
 def test_a_key_given_twice_is_refused_with_both_lines(faults: Faults) -> None:

@@ -19,6 +19,8 @@ def test_it_says_whether_the_release_is_irreversible(tmp_path: Path) -> None:
     file.write_text('irreversible = true\nprepare = ["./migrate"]\n')
     found = releases.find(None)
     assert (found.irreversible, found.fault) == (True, None)
+    file.write_text("irreversible = true\n", encoding="utf-8-sig")
+    assert read_release_file(tmp_path).irreversible
     file.write_text("")
     assert not read_release_file(tmp_path).irreversible
     file.write_text("irreversible = yes")

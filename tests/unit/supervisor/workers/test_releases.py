@@ -44,6 +44,15 @@ def test_no_other_name_leads_anywhere(releases: Releases, name: str) -> None:
         releases.find(name)
 
 
+@pytest.mark.parametrize("name", ["with space", "-dash", ".hidden", "ñ", "a:b"])
+def test_a_folder_whose_name_is_none_of_a_release_is_refused_by_saying_so(
+    releases: Releases, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "releases" / name).mkdir(exist_ok=True)
+    with pytest.raises(UnknownReleaseError, match=r"ASCII letters.* rename the folder; there is: "):
+        releases.find(name)
+
+
 def test_a_name_needs_a_folder_of_releases(tmp_path: Path) -> None:
     without = Releases(directory=tmp_path, releases_dir=None)
     assert without.names() == []

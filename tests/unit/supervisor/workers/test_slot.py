@@ -126,6 +126,20 @@ async def test_a_crash_before_ready_fails_the_launch_with_the_last_output(
         assert made.down == []
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [((), "it must serve on the sockets that it inherits"), (("{port}",), "set SO_REUSEADDR")],
+)
+async def test_a_port_that_a_worker_could_not_bind_is_explained(
+    tmp_path: Path, command: tuple[str, ...], words: str
+) -> None:
+    async with bench(tmp_path, worker_command=("python", "app.py", *command)) as made:
+        code = "import errno\nraise OSError(errno.EADDRINUSE, 'Address already in use')"
+        with pytest.raises(LaunchError, match=words) as failed:
+            await made.blue.start(release(tmp_path / "r", code))
+        assert "any other may be taken by the version that runs" in str(failed.value)
+
+
 async def test_a_worker_that_is_not_ready_in_time_is_ended(tmp_path: Path) -> None:
     async with bench(tmp_path, ready_timeout_seconds=0.5, stop_timeout_seconds=0.1) as made:
         with pytest.raises(LaunchError, match=r"not ready within 0\.5 s"):
