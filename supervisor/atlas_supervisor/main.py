@@ -33,6 +33,7 @@ from atlas_supervisor.system.lock import LOCK_FILE, only_daemon
 from atlas_supervisor.system.passed_sockets import PassedSockets, receive
 from atlas_supervisor.system.program import Program, own_version
 from atlas_supervisor.system.service_manager import ServiceManager
+from atlas_supervisor.system.threads import refuse_without_room
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
 from atlas_supervisor.workers.standalone import nothing_recorded
 
@@ -148,6 +149,7 @@ async def run(settings: Settings, passed: PassedSockets, program: Program) -> No
     `passed` is what the daemon before a reload, or the service manager, had open.
     """
     _raise_file_limit()
+    refuse_without_room()
     state_folder.prepare(settings.state_dir, settings.control_token_file, settings.worker_account)
     lock_file = settings.state_dir / LOCK_FILE
     with only_daemon(lock_file, passed.take_descriptor(LOCK)) as lock:

@@ -8,6 +8,7 @@ event loop is the lesser harm.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple, Unpack
 
@@ -15,6 +16,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.system.clock import Stopwatch
 
 log = structlog.get_logger(__name__)
@@ -25,8 +27,27 @@ NO_ROOM = "no room for another process or thread (TasksMax, pids.max or ulimit -
 _NO_THREAD = "can't start new thread"
 """What Python says; there is no class of its own for it."""
 
+_NEEDED = 4
+"""So many threads a daemon has from its start on: for its logs, the database, and one for work."""
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+def refuse_without_room() -> None:
+    """Raise StartRefusedError where the daemon could not even start its own threads."""
+    done, started = threading.Event(), list[threading.Thread]()
+    try:
+        for _ in range(_NEEDED):
+            thread = threading.Thread(target=done.wait)
+            thread.start()
+            started.append(thread)
+    except RuntimeError as error:
+        raise StartRefusedError(f"there is {NO_ROOM}") from error
+    finally:
+        done.set()
+        for each in started:
+            each.join()
 
 
 class _Shortage:

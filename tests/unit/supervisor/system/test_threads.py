@@ -11,9 +11,10 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.main import watch_children_without_threads
 from atlas_supervisor.system import threads
-from atlas_supervisor.system.threads import in_thread
+from atlas_supervisor.system.threads import in_thread, refuse_without_room
 
 
 @pytest.fixture
@@ -40,6 +41,12 @@ async def test_where_no_thread_can_be_started_work_is_done_all_the_same_and_logg
     assert [(each["event"], each["log_level"]) for each in logged] == [
         ("threads_exhausted", "error")
     ]
+
+
+@pytest.mark.usefixtures("no_room")
+def test_a_start_that_can_have_no_thread_is_refused_and_names_the_limits() -> None:
+    with pytest.raises(StartRefusedError, match=r"no room for another .*TasksMax"):
+        refuse_without_room()
 
 
 async def test_another_error_of_the_work_is_raised_and_not_tried_again() -> None:
