@@ -120,12 +120,15 @@ class Fleet:
         self._evidence = EvidencePublisher(
             engine, local, self.host, lambda: self.membership.fleet_size
         )
+        known = known_switch(settings, kills)
+        self._former_kills = kills if known is None else None
+        """Those in force of a fleet that this host was in before."""
         self.kills = KillFollower(
             engine,
             local,
             self.name,
             state_dir=settings.state_dir,
-            applied=known_switch(settings, kills),
+            applied=known,
             acknowledge=self.membership.wake,
         )
         self._snapshot: Snapshot | None = None
@@ -249,6 +252,7 @@ class Fleet:
             has_double=self.membership.other is not None,
             sightings=dict(self._sightings),
             features=self._features,
+            former_kills=self._former_kills,
             applied=self.kills.applied,
         )
 

@@ -51,6 +51,7 @@ from atlas_supervisor.fleet.view import (
     WaveView,
 )
 from atlas_supervisor.health.score import status_of
+from atlas_supervisor.model.canary import Kills
 from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.health import HealthStatus
 
@@ -82,6 +83,8 @@ class Knowledge:
     """Whether another supervisor announces itself under this host's name."""
     features: Collection[str] = ()
     """The canary's features on this machine."""
+    former_kills: Kills | None = None
+    """Those of a fleet that this machine was in before, which hold until this one sets its own."""
     applied: KillSwitch | None = None
     """The kill switch that is applied on this machine; None if none ever was."""
 
@@ -284,11 +287,20 @@ def _kills(known: Knowledge, read: _Documents, hosts: Sequence[HostView]) -> Kil
         unknown=[each for each in (kill.features if kill else ()) if each not in features],
         set_ts=kill.set_ts if kill else None,
         set_by=kill.set_by if kill else None,
+        former=_former(known),
         acknowledged=len(hosts) - len(behind),
         hosts=len(hosts),
         behind=behind,
         engine_epoch=engine.epoch if engine else None,
     )
+
+
+def _former(known: Knowledge) -> list[str]:
+    """Return the features that a kill of another fleet has off on this machine."""
+    kills = known.former_kills
+    if kills is None or known.applied is not None:
+        return []
+    return sorted(known.features if kills.every_feature else kills.features)
 
 
 def _evidence(found: Mapping[str, Evidence]) -> dict[str, FeatureEvidence]:

@@ -70,6 +70,13 @@ def _of_kills(kills: KillsView, *, is_known: bool) -> Iterator[Suggestion]:
             action="Nothing was switched on by that. Repeat the kill with `atlasctl fleet kill`, "
             "or end it with `atlasctl fleet reset`.",
         )
+    if kills.former:
+        yield Suggestion(
+            code="kill_of_former_fleet",
+            message=f"This host has {_some(kills.former)} off by a kill of the fleet that it was "
+            "in before.",
+            action="Once the cause is mended, `atlasctl fleet reset` ends it.",
+        )
     if kills.unknown:
         yield Suggestion(
             code="killed_unknown_feature",

@@ -154,6 +154,10 @@ class KillsView(BaseModel, frozen=True):
     acknowledged: int = Field(description="How many hosts have this epoch applied and on disk.")
     hosts: int = Field(description="How many hosts there are.")
     behind: list[str] = Field(description="The hosts that have not acknowledged it.")
+    former: list[str] = Field(
+        description="Features that this host has off by a kill of the fleet that it was in before; "
+        "the first kill or reset of this fleet takes its place."
+    )
     unknown: list[str] = Field(
         description="Those of them that this host does not have and no host has counted calls of."
     )

@@ -23,6 +23,7 @@ from atlas_supervisor.fleet.documents import (
 from atlas_supervisor.fleet.engine import Outage
 from atlas_supervisor.fleet.overview import Knowledge, Sighting, overview
 from atlas_supervisor.fleet.view import FleetView, HostView, RolloutView
+from atlas_supervisor.model.canary import Kills
 from tests.unit.supervisor.fleet.support import (
     RUN,
     START,
@@ -213,6 +214,21 @@ def test_a_kill_that_the_engine_has_lost_stays_and_is_shown(in_engine: dict[str,
 def test_a_reset_needs_no_attention() -> None:
     view = view_at_a(fleet_of("a", kill_epoch=5) | killed(6), applied=kill(6))
     assert (view.kills.epoch, view.kills.acknowledged, codes(view)) == (6, 1, [])
+
+
+def test_a_kill_of_a_hosts_former_fleet_is_shown_until_this_one_sets_its_own() -> None:
+    former = Kills(epoch=7, features=("vision",), since_ts=START, by="uid:0")
+    view = view_at_a(fleet_of("a"), former_kills=former, features=("vision", "web"))
+    assert (view.kills.epoch, view.kills.former) == (0, ["vision"])
+    assert codes(view) == ["kill_of_former_fleet"]
+
+    every = former.model_copy(update={"every_feature": True})
+    assert view_at_a({}, former_kills=every, features=("vision", "web")).kills.former == [
+        "vision",
+        "web",
+    ]
+    documents = fleet_of("a", kill_epoch=1) | killed(1)
+    assert view_at_a(documents, former_kills=former, applied=kill(1)).kills.former == []
 
 
 def test_evidence_is_the_sum_of_all_hosts_and_names_the_outlier() -> None:
