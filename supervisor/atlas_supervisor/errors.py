@@ -150,8 +150,8 @@ TOKEN_REQUIRED = ErrorSpec(
     "token_required",
     401,
     "this request needs the bearer token",
-    "send 'Authorization: Bearer TOKEN' with the content of {file} (CONTROL_TOKEN_FILE), or use "
-    "atlasctl on this machine",
+    "send 'Authorization: Bearer TOKEN' with the content of {file} (CONTROL_TOKEN_FILE); atlasctl "
+    "does so with --token-file, and needs none on this machine",
     {"file": "control.token"},
 )
 TOKEN_WRONG = ErrorSpec(

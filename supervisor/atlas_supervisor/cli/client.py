@@ -8,9 +8,10 @@ import os
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -33,6 +34,7 @@ QUIET_SECONDS = 45.0
 RESTART_SECONDS = 15.0
 """How long to wait for a daemon that restarts."""
 _RETRY_PAUSE_SECONDS = 0.2
+_LOCK_FILE = "supervisor.lock"
 
 START_HINT = (
     "Start it with `atlas-supervisor` (in a checkout: ./scripts/start; of a service, `systemctl "
@@ -286,6 +288,13 @@ class DaemonClient:
                 f"{self.endpoint} can't be opened: {error.strerror}.",
                 "Run as root or the daemon's own user, or use --url with --token-file.",
             )
+        path = self.endpoint.socket
+        if path is not None and not path.exists() and (pid := _running_in(path.parent)):
+            return NoDaemonError(
+                f"The daemon runs (pid {pid}), but its socket {path} is not there.",
+                f"Unless it has just started: `kill -HUP {pid}` reloads it, which makes the socket "
+                "anew.",
+            )
         # asyncio writes its own text into `strerror`; a resolver's errno is not an errno.
         if error.errno is not None and error.errno > 0:
             return self._absent(os.strerror(error.errno))
@@ -301,6 +310,18 @@ class DaemonClient:
 
     def _absent(self, why: str, hint: str = START_HINT) -> NoDaemonError:
         return NoDaemonError(f"No daemon at {self.endpoint}: {why}.", hint)
+
+
+def _running_in(state_dir: Path) -> int | None:
+    """Return the daemon that has the folder's lock open, if this user may know."""
+    lock = state_dir / _LOCK_FILE
+    with suppress(OSError, ValueError):
+        pid, held = int(lock.read_text()), lock.stat()
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                if os.path.samestat(each.stat(), held):
+                    return pid
+    return None
 
 
 def _is_stopping(answer: ApiResponse) -> bool:

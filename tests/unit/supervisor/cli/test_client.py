@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -58,6 +59,21 @@ async def test_a_missing_socket_is_named_with_the_command_to_start_the_daemon(
     outcome = await atlasctl("status", *options)
     assert_no_daemon(outcome, str(env_file.parent / "state" / "supervisor.sock"))
     assert "./scripts/start" in outcome.err
+
+
+async def test_a_daemon_whose_socket_was_removed_is_named_with_what_makes_it_anew(
+    atlasctl: Call, env_file: Path
+) -> None:
+    path = env_file.parent / "state" / "supervisor.lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as held:
+        held.write(f"{os.getpid()}\n")
+        held.flush()
+        outcome = await atlasctl("status")
+        assert (outcome.code, outcome.out) == (3, "")
+        assert f"The daemon runs (pid {os.getpid()})" in outcome.err
+        assert f"kill -HUP {os.getpid()}" in outcome.err
+    assert_no_daemon(await atlasctl("status"), str(path.with_name("supervisor.sock")))
 
 
 async def test_a_missing_state_folder_means_no_daemon(call: Call, tmp_path: Path) -> None:
