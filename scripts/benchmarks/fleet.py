@@ -36,7 +36,8 @@ from tests import etcd
 from tests.harness import free_ports
 
 HOSTS = 1000
-_GROUPS = 3
+_GROUPS = 10
+"""Processes of hosts. A host's own threads wait for its interpreter, and hundreds share one."""
 KILLS = 10
 _ACKNOWLEDGED_SECONDS = 5.0
 """Between two kills: a thousand hosts acknowledge one within four seconds."""
@@ -188,8 +189,9 @@ async def opened(hosts: int) -> AsyncIterator[Bench]:
         (port,) = free_ports(1)
         relay = await stack.enter_async_context(_program("fleet_relay", port, endpoint))
         groups = []
-        far = max(hosts // 10, 1)
-        sizes = [(hosts - far) // 2, hosts - far - (hosts - far) // 2, far]
+        sizes = [
+            hosts * (number + 1) // _GROUPS - hosts * number // _GROUPS for number in range(_GROUPS)
+        ]
         for number, count in enumerate(sizes):
             is_far = number == _GROUPS - 1
             given = {
