@@ -15,6 +15,7 @@ import pytest
 from _pytest.assertion.rewrite import PYC_TAIL, get_cache_dir
 
 from atlas_supervisor.__main__ import _without_rich
+from tests.fork_server import DAEMONS, WORKERS
 from tests.side_by_side import pytest_addoption, pytest_runtestloop  # noqa: F401  # hooks
 
 # The tracebacks that structlog prints unless it is configured: rich takes a second to draw one.
@@ -50,21 +51,18 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-    from tests.fork_server import ForkServer
-    from tests.harness import DaemonProcess, inherited
+    from tests.harness import DaemonProcess, inherited  # it imports aiohttp, for which see above
 
-    DaemonProcess.fork_server = ForkServer()
-    if config.option.processes > 1:  # all of them use it, and it gets ready during the collection
-        DaemonProcess.fork_server.start(inherited())
+    DaemonProcess.fork_server = DAEMONS
+    if config.option.processes > 1:  # which all use them; they get ready meanwhile
+        for server in (DAEMONS, WORKERS):
+            server.start(inherited())
 
 
 def pytest_unconfigure() -> None:
-    """End the process that daemons were forked from."""
-    from tests.harness import DaemonProcess
-
-    if DaemonProcess.fork_server is not None:
-        DaemonProcess.fork_server.close()
-        DaemonProcess.fork_server = None
+    """End the processes that daemons and workers were forked from."""
+    for server in (DAEMONS, WORKERS):
+        server.close()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,7 +1,7 @@
-"""Daemons forked from a process that has imported the daemon's program: a start costs a fork.
+"""Daemons and workers forked from a process that has imported theirs: a start costs a fork.
 
-`tests/fork_server_process.py` is that process, one for each run of tests. The fork becomes what
-`python -m atlas_supervisor` would be, with its own session, environment, folder and files.
+`tests/fork_server_process.py` is that process, one of each kind for a run of tests. The fork
+becomes what `python -m …` would be, with its own session, environment, folder and files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 PROGRAM = Path(__file__).with_name("fork_server_process.py")
 CLOSE_SECONDS = 10.0
@@ -26,6 +25,7 @@ class ForkedProcess:
 
     def __init__(self, pid: int, ended: asyncio.Task[int]) -> None:
         self.pid = pid
+        self.stdout: asyncio.StreamReader | None = None
         self._ended = ended
 
     @property
@@ -36,6 +36,12 @@ class ForkedProcess:
     async def wait(self) -> int:
         """Wait until it has ended, and return its exit status."""
         return await asyncio.shield(self._ended)
+
+    async def communicate(self) -> tuple[bytes, None]:
+        """Read the rest of its output, wait until it has ended, and return that output."""
+        output = b"" if self.stdout is None else await self.stdout.read()
+        await self.wait()
+        return output, None
 
     def send_signal(self, number: int) -> None:
         """Send a signal. Raises ProcessLookupError if it has ended."""
@@ -58,7 +64,8 @@ class ForkServer:
     Ended by `close`, or by the end of this process. Forks of this process use the same server.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
+        self._kind = kind  # which is what it imports
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._starter = 0
@@ -76,7 +83,7 @@ class ForkServer:
             self._starter = os.getpid()
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, str(PROGRAM), str(theirs.fileno())],
+                    [sys.executable, str(PROGRAM), str(theirs.fileno()), self._kind],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -87,27 +94,26 @@ class ForkServer:
 
     async def fork(
         self,
-        arguments: Sequence[str],
+        program: Sequence[str],
         *,
-        code: str | None,
         folder: Path,
         environment: Mapping[str, str],
-        output: IO[bytes],
+        outputs: tuple[int, int],
+        sockets: Sequence[int] = (),
     ) -> ForkedProcess:
-        """Start a daemon in `folder` with these arguments; `output` gets all that it writes.
+        """Start a process in `folder`. `program` is what Python would be given: `-m` or `-c`, ….
 
-        With `code` that is run in place of the daemon's program, as by `python -c`.
+        `outputs` are where it writes to, and it has `sockets` at descriptor 3 and up.
         """
         control = self.start(environment)
         ours, theirs = pair()
         ours.setblocking(False)
         request = {
-            "arguments": arguments,
-            "code": code,
+            "program": list(program),
             "folder": str(folder),
             "environment": dict(environment),
         }
-        files = [theirs.fileno(), output.fileno()]
+        files = [theirs.fileno(), *outputs, *sockets]
         with theirs:
             socket.send_fds(control, [json.dumps(request).encode()], files)
         try:
@@ -124,9 +130,11 @@ class ForkServer:
         self._control.close()
         if self._starter == os.getpid():
             self._process.terminate()  # it may still be importing, and has nothing to finish
-        self._process.wait(
-            CLOSE_SECONDS
-        )  # in a fork this returns at once: the server is not its child
+        self._process.wait(CLOSE_SECONDS)  # in a fork this returns at once: it is not its child
+
+
+DAEMONS = ForkServer("daemon")
+WORKERS = ForkServer("worker")
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -1,13 +1,15 @@
-"""The process that daemons are forked from (see `fork_server.py`); run by its path.
+"""The process that daemons or workers are forked from (see `fork_server.py`); run by its path.
 
-It imports the daemon's program as `python -m atlas_supervisor` does, and starts neither a thread
-nor an event loop. Its argument is the descriptor of a socket. Each message there asks for a
-daemon, with two descriptors: one to answer on (pid, later exit status), one for its output.
+It imports the daemon's program as `python -m atlas_supervisor` does, or what workers import of
+others, and starts neither a thread nor an event loop. Its arguments are the descriptor of a socket
+and the kind. Each message there asks for a process, with descriptors: one to answer on (pid, later
+exit status), two for its output, and the sockets that it is to have.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import importlib
 import json
 import os
@@ -27,20 +29,34 @@ LATER = (
     "encodings.idna",
     f"{PACKAGE}.api.openapi",
 )
+# What workers import with the kit, which each imports itself. Not gunicorn: it keeps the folder
+# that it is imported in.
+SERVERS = (
+    *("aiohttp.web", "concurrent.futures.thread", "encodings.idna", "h11", "httptools", "sqlite3"),
+    *("uvicorn.main", "uvicorn.protocols.http.h11_impl", "uvicorn.protocols.http.httptools_impl"),
+    *("uvloop", "websockets.server"),
+)
 FAILPOINT = "ATLAS_FAILPOINT"
 LARGEST = 1 << 17
+MOST_FILES = 16
 FIRST_OWN = 3
 
 
-def main(control: socket.socket) -> None:
-    """Fork daemons until the other side closes the socket; a fork becomes its daemon."""
-    preload()
+def main(control: socket.socket, kind: str) -> None:
+    """Fork processes until the other side closes the socket; a fork becomes what was asked for."""
+    {"daemon": preload_daemon, "worker": preload_worker}[kind]()
     request = serve(control)
     if request is not None:
         become(request)
 
 
-def preload() -> None:
+def preload_worker() -> None:
+    """Import what workers import, but for the kit."""
+    for name in SERVERS:
+        importlib.import_module(name)
+
+
+def preload_daemon() -> None:
     """Import what a daemon imports, as it does."""
     start = importlib.import_module(f"{PACKAGE}.__main__")
     with start._without_collector(), start._without_certificates(), start._without_rich():
@@ -63,7 +79,7 @@ def serve(control: socket.socket) -> dict[str, Any] | None:
                 report(*running.pop(descriptor))
                 os.close(descriptor)
                 continue
-            message, files, _, _ = socket.recv_fds(control, LARGEST, 2)
+            message, files, _, _ = socket.recv_fds(control, LARGEST, MOST_FILES)
             if not message:
                 return None
             answers = socket.socket(fileno=files[0])
@@ -71,9 +87,10 @@ def serve(control: socket.socket) -> dict[str, Any] | None:
             if not pid:
                 for sock in (control, answers, *(each for _, each in running.values())):
                     sock.detach()  # its number may be another file's soon
-                stand_alone(files[1])
+                stand_alone(files[1:])
                 return dict(json.loads(message))
-            os.close(files[1])
+            for file in files[1:]:
+                os.close(file)
             handle = os.pidfd_open(pid)
             running[handle] = (pid, answers)
             poll.register(handle, select.POLLIN)
@@ -94,32 +111,35 @@ def send(answers: socket.socket, number: int) -> None:
         return
 
 
-def stand_alone(output: int) -> None:
+def stand_alone(files: list[int]) -> None:
     """Keep nothing of the server's: neither its session nor a file of its."""
     os.setsid()
-    for number in (1, 2):
-        os.dup2(output, number)
-    os.closerange(FIRST_OWN, os.sysconf("SC_OPEN_MAX"))
+    above = [fcntl.fcntl(file, fcntl.F_DUPFD, FIRST_OWN + len(files)) for file in files]
+    for number, file in enumerate(above, 1):
+        os.dup2(file, number)
+    os.closerange(FIRST_OWN - 2 + len(files), os.sysconf("SC_OPEN_MAX"))
 
 
 def become(request: dict[str, Any]) -> None:
-    """Run the daemon's program as `python -m` would; it ends this process."""
+    """Run a program as `python` would; it ends this process."""
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    if "LISTEN_FDS" in os.environ:
+        os.environ.setdefault("LISTEN_PID", str(os.getpid()))
     if FAILPOINT in os.environ:  # which a module's import reads
         for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
             del sys.modules[name]
-    sys.path[0] = request["folder"]
-    sys.argv[1:] = request["arguments"]
-    code = request["code"]
-    program = ("-m", PACKAGE) if code is None else ("-c", code)
-    sys.orig_argv = [sys.executable, *program, *request["arguments"]]  # what a reload executes
+    more = os.environ.get("PYTHONPATH", "")
+    sys.path[:1] = [request["folder"], *(more.split(os.pathsep) if more else ())]
+    option, program, *arguments = request["program"]
+    sys.argv[1:] = arguments
+    sys.orig_argv = [sys.executable, *request["program"]]  # what a reload executes
     try:
-        if code is None:
-            runpy.run_module(PACKAGE, run_name="__main__", alter_sys=True)
+        if option == "-m":
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
         else:
-            exec(code, {"__name__": "__main__"})  # noqa: S102  # a test's own
+            exec(program, {"__name__": "__main__"})  # noqa: S102  # a test's own
     except SystemExit as end:
         if isinstance(end.code, int):
             end_quickly(end.code)
@@ -140,4 +160,4 @@ def end_quickly(status: int) -> None:
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])

@@ -275,15 +275,14 @@ class DaemonProcess:
     async def _launch(self, output: IO[bytes]) -> asyncio.subprocess.Process | ForkedProcess:
         environment = {**inherited(), **self.environment}
         arguments = ("--env-file", str(self.env_file))
+        code = None if self.code is None else ("-c", self.code)
         if self.program is None and self.fork_server is not None:
             return await self.fork_server.fork(
-                arguments,
-                code=self.code,
+                (*(code or PROGRAM), *arguments),
                 folder=self.folder,
                 environment=environment,
-                output=output,
+                outputs=(output.fileno(), output.fileno()),
             )
-        code = None if self.code is None else ("-c", self.code)
         return await asyncio.create_subprocess_exec(
             *(sys.executable, *(self.program or code or PROGRAM), *arguments),
             cwd=self.folder,

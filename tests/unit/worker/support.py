@@ -1,4 +1,4 @@
-"""Real workers for the tests: started as the supervisor starts them, with inherited sockets."""
+"""Real workers for the tests, with inherited sockets as the supervisor hands them down."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import struct
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -19,22 +18,11 @@ from typing import Any
 
 from atlas_worker.contract import RINGS_DIRECTORY
 from atlas_worker.contract import request_file as layout
+from tests.fork_server import WORKERS, ForkedProcess
 
 PLAIN = {name: os.environ[name] for name in ("PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")}
 """All that a worker gets of our environment. Without the last two, aiohttp's import alone reads all
 certificates of the machine."""
-
-# Puts the sockets at 3 and up and execs, so that LISTEN_PID is the worker's own pid.
-LAUNCHER = """
-import os, sys
-fds = [int(fd) for fd in sys.argv[1].split(",") if fd]
-moved = [os.dup2(fd, 100 + i, inheritable=False) for i, fd in enumerate(fds)]
-for i, fd in enumerate(moved):
-    os.dup2(fd, 3 + i, inheritable=True)
-if "LISTEN_FDS" in os.environ:
-    os.environ.setdefault("LISTEN_PID", str(os.getpid()))
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
@@ -178,7 +166,7 @@ class Client:
 class Worker:
     """A running `python -m atlas_worker`, and its inherited sockets."""
 
-    process: asyncio.subprocess.Process
+    process: ForkedProcess
     public: socket.socket
     private: socket.socket
     state_dir: Path
@@ -266,27 +254,29 @@ async def running_worker(
 
 
 async def launch(
-    arguments: list[str], sockets: list[socket.socket], *, cwd: Path, environ: dict[str, str]
-) -> asyncio.subprocess.Process:
-    """Start Python with the sockets at descriptors 3 and up, in a plain environment."""
-    fds = [sock.fileno() for sock in sockets]
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-S",
-        "-c",
-        LAUNCHER,
-        ",".join(map(str, fds)),
-        sys.executable,
-        *arguments,
-        pass_fds=fds,
-        cwd=cwd,
-        env={**PLAIN, **environ},
-        stdout=asyncio.subprocess.PIPE,
-    )
+    program: list[str], sockets: list[socket.socket], *, cwd: Path, environ: dict[str, str]
+) -> ForkedProcess:
+    """Start a program as Python would, with the sockets at descriptor 3 and up."""
+    reading, writing = os.pipe()
+    stdout = asyncio.StreamReader()
+    try:
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stdout), os.fdopen(reading, "rb", buffering=0)
+        )
+        process = await WORKERS.fork(
+            program,
+            folder=cwd,
+            environment={**PLAIN, **environ},
+            outputs=(writing, 2),
+            sockets=[sock.fileno() for sock in sockets],
+        )
+    finally:
+        os.close(writing)
+    process.stdout = stdout
+    return process
 
 
-async def end(process: asyncio.subprocess.Process) -> None:
+async def end(process: asyncio.subprocess.Process | ForkedProcess) -> None:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
