@@ -134,12 +134,13 @@ async def resume(session: Session, follow: bool) -> None:
 
 
 @verb
-async def abort(session: Session) -> None:
+@click.option("--rollback", "back", is_flag=True, help="As `fleet rollback`: they go back.")
+async def abort(session: Session, back: bool) -> None:
     """Abort the rollout for good.
 
     Hosts that have the release keep it.
     """
-    await _change_rollout(session, "/fleet/rollout/abort")
+    await _change_rollout(session, f"/fleet/rollout/{'rollback' if back else 'abort'}")
 
 
 @verb

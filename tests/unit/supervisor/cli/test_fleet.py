@@ -54,6 +54,7 @@ def rollout(state: str, **parts: str) -> dict[str, Any]:
         (("pause",), "rollout/pause", None),
         (("resume",), "rollout/resume", None),
         (("abort",), "rollout/abort", None),
+        (("abort", "--rollback"), "rollout/rollback", None),
         (("rollback",), "rollout/rollback", None),
         (("break", "web2", "--generation", "17"), "break", {"host": "web2", "generation": 17}),
         (("kill", "vision"), "kill", {"feature": "vision"}),
