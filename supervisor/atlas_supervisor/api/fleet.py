@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from atlas_supervisor import errors
 from atlas_supervisor.api import fleet_examples as examples
@@ -72,12 +72,18 @@ class BreakBody(BaseModel, extra="forbid"):
     )
 
 
+def _is_feature(name: str) -> str:
+    if name == "all":  # as `atlasctl fleet kill` has it
+        raise ValueError("all is no feature; null is for all features")
+    return name
+
+
 class KillBody(BaseModel, extra="forbid"):
     """What to switch off."""
 
-    feature: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,99}$")] | None = Field(
-        description="A feature's name; null for all features.", examples=["vision"]
-    )
+    feature: (
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,99}$"), AfterValidator(_is_feature)] | None
+    ) = Field(description="A feature's name; null for all features.", examples=["vision"])
 
 
 class HostBody(BaseModel, extra="forbid"):

@@ -61,6 +61,7 @@ from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system.account import make_folder
+from atlas_supervisor.system.threads import in_thread
 from atlas_worker.contract import RINGS_DIRECTORY
 
 log = structlog.get_logger(__name__)
@@ -124,7 +125,7 @@ class FeatureCanaries:
             async with self._lock:
                 moment, more = Moment.now(), True
                 while more:  # memory is bounded: a part of the events at a time
-                    collected, more = await anyio.to_thread.run_sync(self._collector.poll)
+                    collected, more = await in_thread(self._collector.poll)
                     for each in collected:
                         self._evidence.add_events(each.ring, each.events, each.keyed, moment)
                         if each.exited:
@@ -336,7 +337,7 @@ class FeatureCanaries:
             for name, feature in self._policies.features.items()
         }
         build = partial(build_report, fallback=self._policies.policy.fallback)
-        return await anyio.to_thread.run_sync(build, until, hours, epochs, counts, known)
+        return await in_thread(build, until, hours, epochs, counts, known)
 
     async def simulate(
         self, keys: int, error_rate: float, shares: tuple[float, ...] | None
@@ -348,7 +349,7 @@ class FeatureCanaries:
         shares = shares or self._settings.canary_ramp
         if not shares or shares[0] >= 1:
             raise errors.RAMP_NOT_POSSIBLE.error(problem="there is no share below 1", hint=NO_STEPS)
-        return await anyio.to_thread.run_sync(simulation, self._settings, keys, error_rate, shares)
+        return await in_thread(simulation, self._settings, keys, error_rate, shares)
 
     def check(self) -> Check:
         """Return whether the calls of all processes are counted, from memory."""

@@ -9,6 +9,7 @@ while it can't have been sent: if a commit has no answer, it is unknown whether 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
 import ssl
@@ -327,7 +328,10 @@ def _unreachable(error: Exception) -> EngineUnavailableError:
         raise error
     unsent = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
     kind = NotSentError if unsent else EngineUnavailableError
-    return kind(escaped(str(error)) or type(error).__name__)
+    text = str(error)
+    if isinstance(error, aiohttp.ClientConnectorError) and (error.os_error.errno or 0) > 1:
+        text = os.strerror(error.os_error.errno or 0)  # without the address, which is named anyway
+    return kind(escaped(text) or type(error).__name__)
 
 
 def _named(endpoint: str, error: EngineError) -> EngineError:

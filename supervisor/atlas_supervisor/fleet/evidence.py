@@ -12,11 +12,18 @@ from __future__ import annotations
 import operator
 import random
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import anyio
 import structlog
 
-from atlas_supervisor.fleet.documents import EVIDENCE, ArmCount, Evidence, FeatureCount
+from atlas_supervisor.fleet.documents import (
+    EVIDENCE,
+    ArmCount,
+    Evidence,
+    FeatureCount,
+    UnreadableDocumentError,
+)
 from atlas_supervisor.fleet.engine import Engine, EngineError, Put, Unchanged
 from atlas_supervisor.fleet.local import LocalSupervisor
 
@@ -92,7 +99,10 @@ class EvidencePublisher:
             found = await self._engine.read(self._key)
             value = found.value(self._key)
             self._revision = found.revision_of(self._key)
-            self._stands = None if value is None else Evidence.read(self._key, value)
+            self._stands = None
+            if value is not None:
+                with suppress(UnreadableDocumentError):  # it is written anew
+                    self._stands = Evidence.read(self._key, value)
         # What this process has published is right, also if the engine has lost it.
         evidence = continued(self._local.evidence(), self._published or self._stands)
         if not evidence.features or _counts(evidence) == _counts(self._stands):

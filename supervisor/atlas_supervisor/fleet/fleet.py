@@ -46,6 +46,7 @@ from atlas_supervisor.model.canary import Kills
 from atlas_supervisor.store.audit import AuditStore
 from atlas_supervisor.system.clock import jittered, now
 from atlas_supervisor.system.program import own_version
+from atlas_supervisor.system.threads import in_thread
 
 log = structlog.get_logger(__name__)
 
@@ -262,7 +263,7 @@ class Fleet:
             with anyio.move_on_after(_ANSWER_SECONDS):
                 await self._look()
         # In a thread: of a thousand hosts it takes some 60 ms, and the relay goes on meanwhile.
-        self._shown = await anyio.to_thread.run_sync(overview, self.known())
+        self._shown = await in_thread(overview, self.known())
         self._shown_at = time.monotonic()
         return self._shown
 
@@ -341,8 +342,6 @@ class Fleet:
         """Switch a feature's canary off on every host; without one, all features."""
         try:
             switch = await self.kills.kill(feature, by=self._by(actor))
-        except UnreadableDocumentError:
-            raise
         except EngineError as error:
             name = feature or "FEATURE"
             raise errors.FLEET_KILL_UNAVAILABLE.error(problem=error, name=name) from error

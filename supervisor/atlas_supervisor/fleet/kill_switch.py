@@ -35,6 +35,7 @@ from atlas_supervisor.fleet.local import LocalSupervisor
 from atlas_supervisor.store.state_keeper import replace, sync_folder
 from atlas_supervisor.system.clock import jittered, now
 from atlas_supervisor.system.files import read_regular
+from atlas_supervisor.system.threads import in_thread
 
 log = structlog.get_logger(__name__)
 
@@ -172,7 +173,7 @@ class KillFollower:
             self._report(f"etcd has another kill switch of epoch {known.epoch}: etcd lost data")
             return
         record = KillRecord(fleet=self._fleet, switch=found)
-        await anyio.to_thread.run_sync(write_record, self._state_dir, record)
+        await in_thread(write_record, self._state_dir, record)
         await self._local.kill(found)
         self.applied, self._fault = found, ""
         self._acknowledge()
@@ -223,9 +224,16 @@ class KillFollower:
         raise errors.FLEET_IS_BUSY.error()
 
     def _newest(self, value: bytes | None) -> KillSwitch | None:
-        """Return the kill switch of the higher epoch: the engine's, or the one known here."""
-        found = [] if value is None else [KillSwitch.read(KILL, value)]
-        found += [self.applied] if self.applied is not None else []
+        """Return the kill switch of the higher epoch: the engine's, or the one known here.
+
+        One that can't be read must not prevent a kill, which is written over it.
+        """
+        found = [] if self.applied is None else [self.applied]
+        if value is not None:
+            try:
+                found.append(KillSwitch.read(KILL, value))
+            except UnreadableDocumentError as error:
+                log.warning("fleet_kill_document_replaced", why=str(error))
         return max(found, key=lambda each: each.epoch, default=None)
 
 

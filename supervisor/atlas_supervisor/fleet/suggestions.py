@@ -17,7 +17,7 @@ def suggestions(view: FleetView) -> Iterator[Suggestion]:
     if not view.engine.connected:
         yield Suggestion(
             code="engine_away",
-            message=_sentence(f"The fleet's etcd does not answer: {view.engine.error}"),
+            message=_sentence(f"The fleet's etcd can't be used: {view.engine.error}"),
             action="Each machine goes on by itself, and no rollout goes on. Look at etcd "
             "(`atlasctl doctor`); to switch a feature off meanwhile, `atlasctl canary set FEATURE "
             "0` on each machine.",
@@ -36,7 +36,7 @@ def suggestions(view: FleetView) -> Iterator[Suggestion]:
                 f"{view.unreadable[0]}"
             ),
             action="Nothing is decided by them. docs/fleet.md names the documents: put back what "
-            "another program has changed.",
+            "another program has changed. `atlasctl fleet kill` writes `kill` anew.",
         )
     is_read = not any(each.startswith(f"{KILL} ") for each in view.unreadable)
     yield from _of_kills(view.kills, is_known=view.engine.connected and is_read)

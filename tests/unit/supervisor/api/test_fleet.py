@@ -130,6 +130,7 @@ async def test_each_change_is_passed_on_with_its_caller_and_answers_with_the_fle
         ("kill", {}, "feature"),
         ("kill", {"feature": "Vision"}, "feature"),
         ("kill", {"feature": ""}, "feature"),
+        ("kill", {"feature": "all"}, "feature"),
         ("forget", {}, "host"),
         ("forget", {"host": ""}, "host"),
     ],

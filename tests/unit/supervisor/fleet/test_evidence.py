@@ -75,6 +75,14 @@ async def test_an_engine_that_lost_its_data_gets_all_counts_again() -> None:
     assert published(engine) == (13, 1)
 
 
+async def test_evidence_that_can_not_be_read_is_written_anew_by_its_host() -> None:
+    engine, machine = PlayedEngine(), PlayedMachine(counts={"vision": (10, 1)})
+    engine.put("evidence/web1", b"no document")
+    await EvidencePublisher(engine, machine, "web1", lambda: 3).publish()
+    written = Evidence.read("evidence/web1", engine.entries["evidence/web1"].value)
+    assert written.features["vision"].canary.calls == 10
+
+
 async def test_calls_that_go_on_are_published_at_the_interval(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -232,6 +232,15 @@ async def test_a_kill_after_a_loss_of_data_has_a_higher_epoch_than_any_host_know
     assert (switch.epoch, switch.features) == (10, ("vision", "web"))
 
 
+async def test_a_kill_is_written_over_a_document_that_can_not_be_read(tmp_path: Path) -> None:
+    host = Host(tmp_path, PlayedEngine(), applied=kill(4, "search"))
+    host.engine.put(KILL, b"no document")
+    host.engine.put(f"{PRESENT}b", present_host(kill_epoch=6).written())
+    switch = await host.follower.kill("vision", by="uid:0")
+    assert (switch.epoch, switch.features) == (7, ("search", "vision"))
+    assert KillSwitch.read(KILL, host.engine.entries[KILL].value) == switch
+
+
 async def test_a_kill_without_the_engine_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     host = Host(tmp_path, PlayedEngine())
     host.engine.is_away = True
