@@ -7,6 +7,7 @@ import itertools
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -243,6 +244,22 @@ async def test_requests_to_an_etcd_that_hangs_end_in_time(
         while "k" not in keys(await next_of(changes)):
             pass  # the commit before it may be done, even after it
         assert engine.outage is None
+
+
+async def test_reading_again_has_what_was_changed_added_and_removed(one: etcd.Cluster) -> None:
+    async with engine_on(one) as engine:
+        for key in ("a/1", "a/2", "b/1", "c/1"):
+            await engine.commit([], Put(key, b"old"))
+        earlier = await engine.read("a/", "b/")
+        assert await engine.read_again(earlier, "a/", "b/") == earlier
+        await engine.commit([], Put("a/2", b"new"), Put("b/2", b"new"), Put("c/1", b"new"))
+        later = await engine.read_again(earlier, "a/", "b/")
+        assert later == await engine.read("a/", "b/")
+        assert later.value("a/2") == b"new"
+        await engine.commit([], Delete("b/1"), Put("b/3", b"new"))  # as many as before
+        assert await engine.read_again(later, "a/", "b/") == await engine.read("a/", "b/")
+        ahead = replace(later, revision=later.revision + 1000)
+        assert await engine.read_again(ahead, "a/", "b/") == await engine.read("a/", "b/")
 
 
 async def test_a_claimed_key_stays_while_it_is_kept_and_goes_away_by_itself(

@@ -36,7 +36,7 @@ from atlas_supervisor.fleet.documents import (
     Rollout,
     UnreadableDocumentError,
 )
-from atlas_supervisor.fleet.engine import Changes, Engine, EngineError, Entry, Snapshot
+from atlas_supervisor.fleet.engine import NOTHING, Changes, Engine, EngineError, Entry, Snapshot
 from atlas_supervisor.fleet.local import LocalOutcome, LocalSupervisor
 from atlas_supervisor.fleet.semaphore import free_slots
 from atlas_supervisor.fleet.situation import ALL, Situation, Turns, result_key
@@ -90,6 +90,8 @@ class Agent:
         self._turns: Turns | None = None
         """The documents that are watched, if they were parsed since the last change."""
         self._changed = anyio.Event()
+        self._seen = NOTHING
+        """All that a turn depends on, as it was read last."""
         self._is_to_look_closely = True
         self._progress = _Progress()
         self.waits_for = ""
@@ -193,7 +195,7 @@ class Agent:
         if is_enough and (reason := reason_to_wait(turns, self._host)) is not None:
             self.waits_for = reason
             return self._progress.scaled(self._pace.near if is_open else self._pace.far)
-        situation = Situation.read(await self._engine.read(*ALL))
+        situation = await self._situation(turns)
         self._progress.note(situation, self._host)
         decision = decide(situation, self._host, self._local.state(), now())
         self.waits_for = decision.reason if isinstance(decision, Wait) else ""
@@ -209,6 +211,15 @@ class Agent:
         if isinstance(decision, Take):
             log.info("fleet_slot_acquired", generation=decision.holder.generation)
         return _AGAIN_SECONDS
+
+    async def _situation(self, turns: Turns) -> Situation:
+        """Read all that a turn depends on, by what has changed since the last time."""
+        self._seen = await self._engine.read_again(self._seen, *ALL)
+        situation = Situation.read(self._seen)
+        if situation.turns.is_older(turns):  # the store was restored, and is another one
+            self._seen = await self._engine.read(*ALL)
+            situation = Situation.read(self._seen)
+        return situation
 
     async def _use(self, turns: Turns, holder: Holder) -> float:
         """Deploy with a slot and give it back; return after how many seconds to look again."""

@@ -77,6 +77,9 @@ class Snapshot:
         return next((entry.revision for entry in self.entries if entry.key == key), 0)
 
 
+NOTHING = Snapshot(0, ())
+
+
 @dataclass(frozen=True)
 class Unchanged:
     """A condition of a commit: the key still has this revision (0: it is absent)."""
@@ -127,6 +130,14 @@ class Engine(Protocol):
         """Return all entries under the prefixes, linearizably and as of one revision.
 
         Raises EngineError.
+        """
+        ...
+
+    async def read_again(self, earlier: Snapshot, *prefixes: str) -> Snapshot:
+        """Return what `read` returns, by what has changed since an earlier answer to the same.
+
+        Raises EngineError. If the store was restored from a backup, it may have what was there
+        before: compare it with a read.
         """
         ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -138,6 +138,25 @@ class EtcdEngine:
             _, snapshot = await self._read_all(prefixes)
         return snapshot
 
+    async def read_again(self, earlier: Snapshot, *prefixes: str) -> Snapshot:
+        """As in `Engine`: a thousand keys of which a few have changed cost a tenth."""
+        newer = {"min_mod_revision": str(earlier.revision + 1)}
+        spans = [{**span((self._prefix + prefix).encode()), **newer} for prefix in prefixes]
+        content = body({"success": [{"request_range": each} for each in spans]})
+
+        def read(answer: bytes) -> Snapshot | None:
+            header, ranges = _ranges(answer, len(prefixes))
+            changed = self._snapshot(header, ranges)
+            counts = [each.count for each in ranges]
+            return merged(earlier, changed, dict(zip(prefixes, counts, strict=True)))
+
+        if earlier.revision:
+            with self._noted("read"):
+                found = await self._client.ask("/v3/kv/txn", content, read, twice=True)
+            if found is not None:
+                return found
+        return await self.read(*prefixes)
+
     async def count(self, prefix: str) -> int:
         """As in `Engine`."""
         content = body({**span((self._prefix + prefix).encode()), "count_only": True})
@@ -236,11 +255,8 @@ class EtcdEngine:
             return found.header, self._snapshot(found.header, [found])
 
         def several(answer: bytes) -> tuple[Header, Snapshot]:
-            done = parsed(Transaction, answer)
-            ranges = [each.response_range for each in done.responses if each.response_range]
-            if len(ranges) != len(prefixes) or not done.succeeded:
-                raise GarbledAnswerError("its transaction has more or fewer answers than reads")
-            return done.header, self._snapshot(done.header, ranges)
+            header, ranges = _ranges(answer, len(prefixes))
+            return header, self._snapshot(header, ranges)
 
         path, content = _reading(self._prefix, prefixes)
         read = one if len(prefixes) == 1 else several
@@ -264,6 +280,29 @@ class EtcdEngine:
         self._outages.pop(kind, None)
         if kind == "write":
             self._outages.clear()
+
+
+def _ranges(answer: bytes, number: int) -> tuple[Header, list[Range]]:
+    """Return the parts of a transaction that has so many reads. Raises GarbledAnswerError."""
+    done = parsed(Transaction, answer)
+    ranges = [each.response_range for each in done.responses if each.response_range]
+    if len(ranges) != number or not done.succeeded:
+        raise GarbledAnswerError("its transaction has more or fewer answers than reads")
+    return done.header, ranges
+
+
+def merged(earlier: Snapshot, changed: Snapshot, counts: Mapping[str, int]) -> Snapshot | None:
+    """Return a snapshot with what was changed since; None if keys were removed, or it is older.
+
+    `counts` has the number of all keys under each of its prefixes.
+    """
+    if changed.revision < earlier.revision:
+        return None
+    entries = {entry.key: entry for entry in (*earlier.entries, *changed.entries)}
+    for prefix, count in counts.items():
+        if sum(key.startswith(prefix) for key in entries) != count:
+            return None
+    return Snapshot(changed.revision, tuple(entries[key] for key in sorted(entries)))
 
 
 @lru_cache(maxsize=64)

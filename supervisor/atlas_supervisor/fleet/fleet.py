@@ -31,7 +31,7 @@ from atlas_supervisor.fleet.documents import (
     Presence,
     UnreadableDocumentError,
 )
-from atlas_supervisor.fleet.engine import Engine, EngineError, Snapshot
+from atlas_supervisor.fleet.engine import NOTHING, Engine, EngineError, Snapshot
 from atlas_supervisor.fleet.evidence import EvidencePublisher
 from atlas_supervisor.fleet.gauges import fleet_gauges
 from atlas_supervisor.fleet.kill_switch import KillFollower, read_record
@@ -248,7 +248,7 @@ class Fleet:
         return Knowledge(
             fleet=self.name,
             host=self.host,
-            snapshot=self._snapshot or Snapshot(0, ()),
+            snapshot=self._snapshot or NOTHING,
             outage=self.engine.outage,
             has_double=self.membership.other is not None,
             sightings=dict(self._sightings),

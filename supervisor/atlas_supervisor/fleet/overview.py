@@ -33,7 +33,7 @@ from atlas_supervisor.fleet.documents import (
     Semaphore,
     UnreadableDocumentError,
 )
-from atlas_supervisor.fleet.engine import Outage, Snapshot
+from atlas_supervisor.fleet.engine import NOTHING, Outage, Snapshot
 from atlas_supervisor.fleet.outliers import outliers, total
 from atlas_supervisor.fleet.suggestions import suggestions
 from atlas_supervisor.fleet.view import (
@@ -56,7 +56,6 @@ from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.health import HealthStatus
 
 D = TypeVar("D", bound=Document)
-_NOTHING = Snapshot(0, ())
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Knowledge:
 
     fleet: str
     host: str
-    snapshot: Snapshot = _NOTHING
+    snapshot: Snapshot = NOTHING
     """Every document; none before the engine's first answer."""
     outage: Outage | None = None
     """Since when the engine is away, and why."""

@@ -20,6 +20,7 @@ from atlas_supervisor.fleet.documents import (
     Presence,
 )
 from atlas_supervisor.fleet.engine import (
+    NOTHING,
     Changes,
     Delete,
     EngineError,
@@ -77,8 +78,11 @@ class Link:
         return self._engine.outage
 
     async def read(self, *prefixes: str) -> Snapshot:
+        return await self.read_again(NOTHING, *prefixes)
+
+    async def read_again(self, earlier: Snapshot, *prefixes: str) -> Snapshot:
         await self._pass()
-        snapshot = await self._engine.read(*prefixes)
+        snapshot = await self._engine.read_again(earlier, *prefixes)
         await self._pass()
         self.seen = max(self.seen, snapshot.revision)
         if PRESENT in prefixes:

@@ -59,6 +59,9 @@ class PlayedEngine:
         found = [self.entries[key] for key in sorted(self.entries) if key.startswith(prefixes)]
         return Snapshot(self.revision, tuple(found))
 
+    async def read_again(self, earlier: Snapshot, *prefixes: str) -> Snapshot:
+        return await self.read(*prefixes)
+
     async def count(self, prefix: str) -> int:
         await self._ask()
         self.counts.append(prefix)
