@@ -66,7 +66,7 @@ class Pace:
     """While its turn may have come, while it uses a slot, and while the engine is away."""
     far: float = 30.0
     """Otherwise, as a remedy for all that a watch may miss. In a fleet of more than a hundred hosts
-    both are longer by as much."""
+    it is longer by as much, and `near` in one of more than four hundred."""
 
 
 class Agent:
@@ -133,12 +133,12 @@ class Agent:
         """Do what there is to do; return after how many seconds to look closely at the latest."""
         try:
             if not self._is_to_look_closely and await self._waits_by_watch():
-                return self._progress.scaled(self._pace.far)
+                return self._progress.far(self._pace)
             self._is_to_look_closely = False
             return await self._look_closely()
         except EngineError as error:
             self.waits_for = _engine_reason(error)
-        return self._progress.scaled(self._pace.near)
+        return self._progress.near(self._pace)
 
     async def _waits_by_watch(self) -> bool:
         """Note why the host waits, and return True, if what is watched is enough to know it."""
@@ -194,19 +194,19 @@ class Agent:
         is_enough = not is_open or turns.hosts_with_slots(rollout.rollout_id if rollout else None)
         if is_enough and (reason := reason_to_wait(turns, self._host)) is not None:
             self.waits_for = reason
-            return self._progress.scaled(self._pace.near if is_open else self._pace.far)
+            return (self._progress.near if is_open else self._progress.far)(self._pace)
         situation = await self._situation(turns)
         self._progress.note(situation, self._host)
         decision = decide(situation, self._host, self._local.state(), now())
         self.waits_for = decision.reason if isinstance(decision, Wait) else ""
         if isinstance(decision, Wait):
             stays = self._progress.stays is not None
-            return self._progress.scaled(self._pace.far if stays else self._pace.near)
+            return (self._progress.far if stays else self._progress.near)(self._pace)
         if isinstance(decision, Use):
             return await self._use(situation.turns, decision.holder)
         revision = await self._engine.commit(situation.turns.conditions, *decision.writes)
         if revision is None:  # another host was faster: what it did is watched
-            return self._progress.scaled(self._pace.near)
+            return self._progress.near(self._pace)
         self._is_to_look_closely = True
         if isinstance(decision, Take):
             log.info("fleet_slot_acquired", generation=decision.holder.generation)
@@ -269,7 +269,7 @@ class Agent:
                         return
             except EngineError as error:
                 log.debug("fleet_turns_not_read", why=str(error))
-            with anyio.move_on_after(jittered(self._progress.scaled(self._pace.near))):
+            with anyio.move_on_after(jittered(self._progress.near(self._pace))):
                 await changed.wait()
             is_to_read = not changed.is_set()
 
@@ -354,9 +354,13 @@ class _Progress:
             self.reached = max(self.reached, reached(rollout, situation.results))
             self.stays = reason_to_stay(rollout, host, situation)
 
-    def scaled(self, seconds: float) -> float:
-        """Return a pause that is longer in a fleet of more than a hundred hosts."""
-        return seconds * max(self.hosts / 100, 1.0)
+    def far(self, pace: Pace) -> float:
+        """Return the pause of a host whose turn is far."""
+        return pace.far * max(self.hosts / 100, 1.0)
+
+    def near(self, pace: Pace) -> float:
+        """Return the pause of a host whose turn may have come; they are as many as slots."""
+        return pace.near * max(self.hosts / 400, 1.0)
 
     def scaled_by_host(self, seconds: float) -> float:
         """Return a pause of so many seconds for each host."""

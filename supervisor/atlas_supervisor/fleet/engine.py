@@ -134,7 +134,7 @@ class Engine(Protocol):
         ...
 
     async def read_again(self, earlier: Snapshot, *prefixes: str) -> Snapshot:
-        """Return what `read` returns, by what has changed since an earlier answer to the same.
+        """Read the same as in an earlier answer; only changes since then are sent.
 
         Raises EngineError. If the store was restored from a backup, it may have what was there
         before: compare it with a read.

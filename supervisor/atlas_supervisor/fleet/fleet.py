@@ -37,7 +37,7 @@ from atlas_supervisor.fleet.gauges import fleet_gauges
 from atlas_supervisor.fleet.kill_switch import KillFollower, read_record
 from atlas_supervisor.fleet.local import LocalSupervisor
 from atlas_supervisor.fleet.overview import Knowledge, Sighting, is_served, overview
-from atlas_supervisor.fleet.presence import Membership, forget, installation_of
+from atlas_supervisor.fleet.presence import FEW_HOSTS, Membership, forget, installation_of
 from atlas_supervisor.fleet.rollouts import Rollouts
 from atlas_supervisor.fleet.this_machine import as_kills
 from atlas_supervisor.fleet.view import FleetView
@@ -62,8 +62,6 @@ again, would read it all at once, and keep it from answering anything.
 """
 _GAUGE_SECONDS = 60.0
 """How old a look may be whose numbers are exposed: of a thousand hosts, thirty expose them."""
-_FEW_HOSTS = 20
-"""Up to so many, each announces at once why it waits."""
 _CATCH_UP_SECONDS = 1.0
 _AFTER_BUG_SECONDS = 10.0
 
@@ -190,7 +188,7 @@ class Fleet:
         while True:
             state, waits_for = self._local.state(), self._agent.waits_for
             serves = is_served(state.version, state.health_score)
-            waits = waits_for if self.membership.fleet_size <= _FEW_HOSTS else bool(waits_for)
+            waits = waits_for if self.membership.fleet_size <= FEW_HOSTS else bool(waits_for)
             changed = (state.version, serves, state.mode, state.last_deploy, state.deploying, waits)
             if changed != announced:
                 announced = changed

@@ -44,6 +44,9 @@ log = structlog.get_logger(__name__)
 TTL_SECONDS = 15.0
 """How long a host counts as present after it was last heard of."""
 EVERY_SECONDS = 6.0
+FEW_HOSTS = 20
+"""In a larger fleet, why a host waits is announced once a minute: each step of a rollout changes
+it for all of them."""
 _LOOK_TTLS = 4
 """After how many times the time to live it is looked what stands under this host's name."""
 _ATTEMPTS = 3
@@ -69,9 +72,12 @@ class _Claim(NamedTuple):
     looked_at: float
     """When it was last looked whether another supervisor has the name, by anyio's clock."""
 
-    def is_of(self, wanted: Presence) -> bool:
-        """Return whether it is what is wanted, but for the time."""
-        return wanted.model_copy(update={"sent_ts": self.presence.sent_ts}) == self.presence
+    def says(self, wanted: Presence, *, roughly: bool) -> bool:
+        """Return whether it is what is wanted, but for the time; roughly: but for why it waits."""
+        same: dict[str, object] = {"sent_ts": self.presence.sent_ts}
+        if roughly and bool(wanted.waits_for) == bool(self.presence.waits_for):
+            same["waits_for"] = self.presence.waits_for
+        return wanted.model_copy(update=same) == self.presence
 
 
 class Membership:
@@ -142,7 +148,7 @@ class Membership:
         if anyio.current_time() - claim.looked_at > _LOOK_TTLS * self._ttl_seconds:
             return False
         wanted = self._presence()
-        if not claim.is_of(wanted):
+        if not claim.says(wanted, roughly=self.fleet_size > FEW_HOSTS):
             return await self._write(wanted, claim.revision, claim.looked_at)
         if not await self._engine.keep(ttl_seconds=self._ttl_seconds):
             return False

@@ -86,6 +86,23 @@ async def test_an_announcement_is_kept_and_written_again_only_when_it_has_change
     assert engine.asked == asked + 4
 
 
+@pytest.mark.parametrize(("hosts", "writes"), [(20, 3), (21, 2)])
+async def test_in_a_large_fleet_another_reason_to_wait_is_no_change_to_be_written(
+    hosts: int, writes: int
+) -> None:
+    engine, reasons = PlayedEngine(), [""]
+    membership = Membership(
+        engine, "web1", "a", lambda: present_host(installation="a", waits_for=reasons[-1])
+    )
+    membership.fleet_size = hosts
+    await membership.announce()
+    first = engine.revision
+    for reason in ("waits: a has a slot", "waits: b has a slot", ""):
+        reasons.append(reason)
+        await membership.announce()
+    assert engine.revision - first == writes
+
+
 async def test_an_announcement_that_another_program_wrote_over_is_looked_at_first() -> None:
     engine = PlayedEngine()
     first, second = host(engine, "a"), host(engine, "b")
