@@ -88,7 +88,8 @@ async def _read(
     )
     if aside is not None:
         log.error("database_unreadable", aside=aside.name)
-        await database.audit.write(SUPERVISOR, "database", "set_aside", aside=aside.name)
+        if aside.stat().st_size:  # else its entries are missing, and the trail stays broken
+            await database.audit.write(SUPERVISOR, "database", "set_aside", aside=aside.name)
     await database.audit.record(
         SUPERVISOR, "daemon", "started", pid=os.getpid(), version=own_version(), reloaded=reloaded
     )

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.unit.support import ROOT
+
+pytestmark = pytest.mark.timeout(120)
 
 TESTS = """
 import os, signal, sys, time, pytest
@@ -60,14 +65,21 @@ def test_cannot_be_destroyed():
 
 def outcome(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = (sys.executable, "-m", "pytest", "-p", "tests.side_by_side", "-p", "no:schemathesis")
-    return subprocess.run(
+    with subprocess.Popen(
         (*program, "-c", os.devnull, "--rootdir", ".", "--processes", "3", *arguments, "."),
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
-    )
+    ) as run:
+        try:
+            out, _ = run.communicate(timeout=100)
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGABRT)  # it shows where it is
+            raise AssertionError(run.communicate()[0]) from None
+    return subprocess.CompletedProcess(run.args, run.returncode, out, "")
 
 
 def test_every_test_is_run_once_and_every_failure_reported(tmp_path: Path) -> None:

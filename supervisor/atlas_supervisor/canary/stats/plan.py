@@ -89,7 +89,8 @@ def _draw(rng: random.Random, calls: int, rate: float) -> int:
         return min(max(round(rng.gauss(calls * rate, math.sqrt(variance))), 0), calls)
     hits, at, log = 0, -1, math.log1p(-rate)
     while True:
-        at += 1 + int(math.log(1 - rng.random()) / log)
-        if at >= calls:
+        gap = math.log(1 - rng.random()) / log  # infinite for the smallest rates
+        if gap >= calls - at - 1:
             return hits
+        at += 1 + int(gap)
         hits += 1

@@ -15,6 +15,7 @@ from atlas_supervisor.telemetry.logging_setup import configure_logs
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Configure the process's logging for one test, and restore it."""
     monkeypatch.setattr(text, "_known", [])
+    structlog.contextvars.clear_contextvars()  # of tests before this one
     root = logging.getLogger()
     level, quiet = root.level, {n: logging.getLogger(n).level for n in ("aiosqlite", "asyncio")}
     handlers = root.handlers[:]
