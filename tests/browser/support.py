@@ -65,14 +65,17 @@ class Dashboard:
         await self.page.press("Enter")
         await self.page.until(f"!!document.querySelector('#sign-out') && {LIVE}")
 
-    async def ask(self, name: str) -> str:
-        """Press an action's button; return the command that its dialog shows.
+    async def ask(self, name: str, release: str = "") -> str:
+        """Press an action's button, and choose a release; return the command that is shown then.
 
-        A section that is exchanged just then may move the button away: then press again.
+        A section that is exchanged just then may move the button away, or take the question with
+        it: then press again.
         """
         is_open = f"document.querySelector('#confirm-{name}:popover-open') !== null"
         for _ in range(5):
             await self.page.click(f"#ask-{name}")
+            if release and await self.page.evaluate(is_open):
+                await self.choose(name, release)
             if await self.page.evaluate(is_open):
                 break
         await self.page.until(is_open)

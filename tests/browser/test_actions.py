@@ -40,9 +40,7 @@ class Actions:
         """Press the button, read the question, confirm it, and read what the page says then."""
         page, before = self._shown.page, await trail(self._daemon)
         asked_for = len(page.requests)
-        command = await self._shown.ask(name)
-        if release:
-            command = await self._shown.choose(name, release)
+        command = await self._shown.ask(name, release)
         assert await trail(self._daemon) == before
         assert not any("/dashboard/actions/" in each for each in page.requests[asked_for:])
         notice = await self._shown.confirm(name)

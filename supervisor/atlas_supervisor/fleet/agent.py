@@ -311,8 +311,9 @@ class Agent:
 
 _AGAIN_SECONDS = 0.05
 """After which what was done, or did not work because another host did something, is read."""
-_PLACE_SECONDS_PER_HOST = 50e-6
-"""How long a host that may take a slot leaves to each one before it, to read all and commit."""
+_PLACE_SECONDS_PER_HOST = 1e-3
+"""How long a host that may take a slot leaves to each one before it, to read all and commit. The
+first waits for none, and once it has its slot, the next is the first."""
 _REST_SECONDS_PER_HOST = 1e-3
 """How long a host whose turn is far rests after each look at what is watched."""
 

@@ -18,6 +18,10 @@
     return now.nodeType === next.nodeType && now.nodeName === next.nodeName && (now.id || "") === (next.id || "");
   }
 
+  function isAsking(node) {
+    return node.nodeType === Node.ELEMENT_NODE && (node.matches(":popover-open") || node.querySelector(":popover-open"));
+  }
+
   function morph(now, next) {
     if (now.nodeType !== Node.ELEMENT_NODE) {
       if (now.nodeValue !== next.nodeValue) now.nodeValue = next.nodeValue;
@@ -43,7 +47,7 @@
         while (at !== match) {
           const gone = at;
           at = at.nextSibling;
-          gone.remove();
+          if (!isAsking(gone)) gone.remove();
         }
         at = at.nextSibling;
         morph(match, child);
@@ -54,7 +58,7 @@
     while (at) {
       const gone = at;
       at = at.nextSibling;
-      if (gone.nodeType !== Node.ELEMENT_NODE || !gone.querySelector(":popover-open")) gone.remove();
+      if (!isAsking(gone)) gone.remove();
     }
   }
 
