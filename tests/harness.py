@@ -53,7 +53,7 @@ DEFAULTS: Mapping[str, Setting] = {
 
 
 def inherited() -> dict[str, str]:
-    """Return what daemons get of this process's environment."""
+    """Return the part of this process's environment that daemons are started with."""
     return {key: os.environ[key] for key in INHERITED if key in os.environ}
 
 
