@@ -12,16 +12,14 @@ next read shows what came of it. A deploy's key has the slot's generation in it,
 one deploy: a host that restarts goes on with it, and one that comes back after its slot was broken
 can begin nothing with it.
 
-A host of a thousand can't read a thousand documents at each change. So what is watched (`turns/`)
-decides first, if it can; what it can't decide is looked at closely. And hosts that may take a slot
-at the same time look closely one after the other, because each commit makes the others' vain.
+A host of a thousand can't read a thousand documents at each change. So what it follows anyway
+(`turn_watch`) decides first, if it can; what that can't decide is looked at closely.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 
 import anyio
 import structlog
@@ -36,9 +34,8 @@ from atlas_supervisor.fleet.documents import (
     Rollout,
     UnreadableDocumentError,
 )
-from atlas_supervisor.fleet.engine import NOTHING, Changes, Engine, EngineError, Entry, Snapshot
+from atlas_supervisor.fleet.engine import NOTHING, Engine, EngineError
 from atlas_supervisor.fleet.local import LocalOutcome, LocalSupervisor
-from atlas_supervisor.fleet.semaphore import free_slots
 from atlas_supervisor.fleet.situation import ALL, Situation, Turns, result_key
 from atlas_supervisor.fleet.turn import (
     OPEN,
@@ -47,26 +44,12 @@ from atlas_supervisor.fleet.turn import (
     Wait,
     decide,
     give_back,
-    is_far,
-    places_behind,
-    reached,
-    reason_to_stay,
     reason_to_wait,
 )
+from atlas_supervisor.fleet.turn_watch import Pace, TurnWatch
 from atlas_supervisor.system.clock import jittered, now
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How often a host looks closely, in seconds. What stands under `turns/` is watched besides."""
-
-    near: float = 2.0
-    """While its turn may have come, while it uses a slot, and while the engine is away."""
-    far: float = 30.0
-    """Otherwise, as a remedy for all that a watch may miss. In a fleet of more than a hundred hosts
-    it is longer by as much, and `near` in one of more than four hundred."""
 
 
 class Agent:
@@ -86,105 +69,46 @@ class Agent:
         self._local = local
         self._host = host
         self._pace = pace or Pace()
-        self._watched: dict[str, Entry] = {}
-        self._turns: Turns | None = None
-        """The documents that are watched, if they were parsed since the last change."""
-        self._changed = anyio.Event()
+        self._turns = TurnWatch(engine, host, self._pace)
         self._seen = NOTHING
         """All that a turn depends on, as it was read last."""
         self._is_to_look_closely = True
-        self._progress = _Progress()
+        self._looked_at, self._jitter = 0.0, 1.0
+        """When it was looked closely last, by anyio's clock."""
         self.waits_for = ""
         """Why the host takes no slot now; empty if it waits for nothing, or has one."""
 
     async def run(self) -> None:
         """Take part until this is cancelled. What has begun on the host goes on without it."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch)
+            tasks.start_soon(self._turns.run)
             while True:
-                changed = self._changed
+                changed = self._turns.changed
                 seconds = await self._look()
-                with anyio.move_on_after(jittered(seconds)):
+                with anyio.move_on_after(seconds):
                     await changed.wait()
-                self._is_to_look_closely |= not changed.is_set()
-
-    async def _watch(self) -> None:
-        """Keep what stands under `turns/`, and wake all that waits for a change."""
-        while True:
-            try:
-                async with aclosing(self._engine.watch(TURNS)) as watch:
-                    async for changes in watch:
-                        self._keep(changes)
-            except EngineError as error:
-                log.warning("fleet_watch_ended", why=str(error))
-            await anyio.sleep(jittered(self._pace.near))
-
-    def _keep(self, changes: Changes) -> None:
-        if changes.anew:
-            self._watched.clear()
-        for key in changes.removed:
-            self._watched.pop(key, None)
-        self._watched |= {entry.key: entry for entry in changes.entries}
-        self._turns = None
-        self._changed.set()
-        self._changed = anyio.Event()
 
     async def _look(self) -> float:
-        """Do what there is to do; return after how many seconds to look closely at the latest."""
+        """Do what there is to do; return after how many seconds to look again at the latest."""
         try:
-            if not self._is_to_look_closely and await self._waits_by_watch():
-                return self._progress.far(self._pace)
+            waiting = None if self._is_to_look_closely else self._turns.waiting()
+            if waiting is not None and (left := self._seconds_left()) > 0:
+                self.waits_for = waiting.reason
+                return min(waiting.seconds, left)
             self._is_to_look_closely = False
+            self._looked_at, self._jitter = anyio.current_time(), jittered(1.0)
             return await self._look_closely()
         except EngineError as error:
             self.waits_for = _engine_reason(error)
-        return self._progress.near(self._pace)
+            self._is_to_look_closely = True  # it may have taken a slot
+        return jittered(self._turns.near_seconds)
 
-    async def _waits_by_watch(self) -> bool:
-        """Note why the host waits, and return True, if what is watched is enough to know it."""
-        reason = self._reason_by_watch()
-        if reason is None and (behind := self._places_behind()):
-            await anyio.sleep(behind * self._progress.scaled_by_host(_PLACE_SECONDS_PER_HOST))
-            reason = self._reason_by_watch()
-        if reason is None:
-            return False
-        self.waits_for = reason
-        if self._places_behind() >= self._watched_turns().semaphore.slots:
-            # Changes of the next moments are looked at together: each reaches each host.
-            await anyio.sleep(self._progress.scaled_by_host(_REST_SECONDS_PER_HOST))
-        return True
-
-    def _watched_turns(self) -> Turns:
-        """Return the documents that are watched. Raises UnreadableDocumentError."""
-        if self._turns is None:
-            self._turns = Turns.read(Snapshot(0, tuple(self._watched.values())))
-        return self._turns
-
-    def _places_behind(self) -> int:
-        rollout = self._watched_turns().rollout
-        return places_behind(rollout, self._host, self._progress.reached) if rollout else 0
-
-    def _reason_by_watch(self) -> str | None:
-        """Return why the host waits, if what is watched is enough to know it."""
-        turns = self._watched_turns()
-        rollout = turns.rollout
-        self._progress.note_turns(turns)
-        if turns.slot_of(self._host) is not None:
-            return None
-        if rollout is None:
-            return ""
-        if self._progress.stays is not None:
-            return self._progress.stays
-        if (reason := reason_to_wait(turns, self._host)) is not None:
-            return reason
-        begun = self._progress.reached
-        if is_far(rollout, self._host, begun, free_slots(turns.semaphore)):
-            return f"waits for its turn: {begun} of {len(rollout.order)} hosts have begun"
-        return None
+    def _seconds_left(self) -> float:
+        """Return after how many seconds to look closely, though what is followed is enough."""
+        return self._looked_at + self._jitter * self._turns.far_seconds - anyio.current_time()
 
     async def _look_closely(self) -> float:
         turns = Turns.read(await self._engine.read(TURNS))
-        self._progress.note_turns(turns)
         if (holder := turns.slot_of(self._host)) is not None:
             self.waits_for = ""
             return await self._use(turns, holder)
@@ -194,23 +118,29 @@ class Agent:
         is_enough = not is_open or turns.hosts_with_slots(rollout.rollout_id if rollout else None)
         if is_enough and (reason := reason_to_wait(turns, self._host)) is not None:
             self.waits_for = reason
-            return (self._progress.near if is_open else self._progress.far)(self._pace)
+            return self._pause()
         situation = await self._situation(turns)
-        self._progress.note(situation, self._host)
+        self._turns.note(situation)
         decision = decide(situation, self._host, self._local.state(), now())
         self.waits_for = decision.reason if isinstance(decision, Wait) else ""
         if isinstance(decision, Wait):
-            stays = self._progress.stays is not None
-            return (self._progress.far if stays else self._progress.near)(self._pace)
+            return self._pause()
         if isinstance(decision, Use):
             return await self._use(situation.turns, decision.holder)
         revision = await self._engine.commit(situation.turns.conditions, *decision.writes)
         if revision is None:  # another host was faster: what it did is watched
-            return self._progress.near(self._pace)
+            return jittered(self._turns.near_seconds)
         self._is_to_look_closely = True
         if isinstance(decision, Take):
             log.info("fleet_slot_acquired", generation=decision.holder.generation)
         return _AGAIN_SECONDS
+
+    def _pause(self) -> float:
+        """Return after how many seconds to look again, if nothing changes."""
+        waiting = self._turns.waiting()
+        if waiting is None:
+            return jittered(self._turns.near_seconds)
+        return min(waiting.seconds, self._seconds_left())
 
     async def _situation(self, turns: Turns) -> Situation:
         """Read all that a turn depends on, by what has changed since the last time."""
@@ -224,15 +154,19 @@ class Agent:
     async def _use(self, turns: Turns, holder: Holder) -> float:
         """Deploy with a slot and give it back; return after how many seconds to look again."""
         key = f"fleet-{holder.rollout_id}-{holder.generation}"
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._give_up_if_asked, holder, key)
-            outcome = await self._outcome(turns, holder, key)
-            tasks.cancel_scope.cancel()
-        if outcome is not None and self._announce is not None:
-            with suppress(EngineError):  # it is announced again within seconds
-                await self._announce()  # before others read that it has passed or failed
-        await self._give_back(holder, outcome)
-        self._is_to_look_closely = True
+        with self._turns.using_slot():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._give_up_if_asked, holder, key)
+                outcome = await self._outcome(turns, holder, key)
+                tasks.cancel_scope.cancel()
+            if outcome is not None and self._announce is not None:
+                with suppress(EngineError):  # it is announced again within seconds
+                    await self._announce()  # before others read that it has passed or failed
+            is_recorded = await self._give_back(holder, outcome)
+        if is_recorded and outcome is not None and outcome.passed:
+            self._turns.note_passed(holder.rollout_id or "")
+        else:
+            self._is_to_look_closely = True
         return _AGAIN_SECONDS if outcome else self._pace.near
 
     async def _outcome(self, turns: Turns, holder: Holder, key: str) -> LocalOutcome | None:
@@ -260,21 +194,24 @@ class Agent:
         """Abort the slot's deploy once its rollout is aborted or replaced."""
         is_to_read = False  # what is watched is enough, unless it was silent for a while
         while True:
-            changed = self._changed
+            changed = self._turns.changed
             try:
-                if is_to_read or self._watched_turns().gives_up(holder):
+                if is_to_read or self._turns.turns().gives_up(holder):
                     turns = Turns.read(await self._engine.read(TURNS))
                     if turns.gives_up(holder):
                         await self._local.abort(key=key)
                         return
             except EngineError as error:
                 log.debug("fleet_turns_not_read", why=str(error))
-            with anyio.move_on_after(jittered(self._progress.near(self._pace))):
+            with anyio.move_on_after(jittered(self._turns.near_seconds)):
                 await changed.wait()
             is_to_read = not changed.is_set()
 
-    async def _give_back(self, holder: Holder, outcome: LocalOutcome | None) -> None:
-        """Record the outcome and free the slot, however long the engine is away."""
+    async def _give_back(self, holder: Holder, outcome: LocalOutcome | None) -> bool:
+        """Record the outcome and free the slot, however long the engine is away.
+
+        Return False if the slot had gone: by a commit whose answer was lost, or by an operator.
+        """
         ended, is_unanswered = now(), False
         while True:
             try:
@@ -283,12 +220,12 @@ class Agent:
                 if writes is None and not is_unanswered:
                     log.warning("fleet_slot_lost", generation=holder.generation)
                 if writes is None:
-                    return
+                    return False
                 is_unanswered = True
                 done = await self._engine.commit(situation.turns.conditions, *writes)
                 if done is not None:
                     log.info("fleet_slot_released", generation=holder.generation)
-                    return
+                    return True
                 is_unanswered = False
                 await anyio.sleep(jittered(_AGAIN_SECONDS))
             except EngineError as error:
@@ -311,61 +248,6 @@ class Agent:
 
 _AGAIN_SECONDS = 0.05
 """After which what was done, or did not work because another host did something, is read."""
-_PLACE_SECONDS_PER_HOST = 1e-3
-"""How long a host that may take a slot leaves to each one before it, to read all and commit. The
-first waits for none, and once it has its slot, the next is the first."""
-_REST_SECONDS_PER_HOST = 1e-3
-"""How long a host whose turn is far rests after each look at what is watched."""
-
-
-@dataclass
-class _Progress:
-    """What looks have found that spares further ones, as long as the rollout is the same."""
-
-    rollout_id: str = ""
-    revision: int = 0
-    """Of the rollout's document."""
-    hosts: int = 0
-    reached: int = 0
-    """How many hosts of the order have begun, so far as it is known."""
-    stays: str | None = None
-    """Why the host has no part in the rollout any more, or yet."""
-
-    def note_turns(self, turns: Turns) -> None:
-        """Note which hosts hold slots."""
-        rollout = turns.rollout
-        revision = turns.conditions[0].revision
-        if rollout is None or rollout.rollout_id != self.rollout_id:
-            self.rollout_id = rollout.rollout_id if rollout else ""
-            self.reached, self.stays = 0, None
-        if revision != self.revision and self.stays:  # a passed host stays passed
-            self.stays = None
-        self.revision = revision
-        if rollout is not None:
-            self.hosts = len(rollout.order)
-            held = turns.semaphore.holders.items()
-            begun = [host for host, each in held if each.rollout_id == rollout.rollout_id]
-            self.reached = max(self.reached, reached(rollout, begun))
-
-    def note(self, situation: Situation, host: str) -> None:
-        """Note which hosts have results, and whether this one's part has ended."""
-        self.note_turns(situation.turns)
-        rollout = situation.turns.rollout
-        if rollout is not None:
-            self.reached = max(self.reached, reached(rollout, situation.results))
-            self.stays = reason_to_stay(rollout, host, situation)
-
-    def far(self, pace: Pace) -> float:
-        """Return the pause of a host whose turn is far."""
-        return pace.far * max(self.hosts / 100, 1.0)
-
-    def near(self, pace: Pace) -> float:
-        """Return the pause of a host whose turn may have come; they are as many as slots."""
-        return pace.near * max(self.hosts / 400, 1.0)
-
-    def scaled_by_host(self, seconds: float) -> float:
-        """Return a pause of so many seconds for each host."""
-        return seconds * self.hosts
 
 
 def _engine_reason(error: EngineError) -> str:

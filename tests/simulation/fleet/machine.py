@@ -6,12 +6,12 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from atlas_supervisor.errors import DEPLOY_IN_PROGRESS, MODE_IS_SINGLE, UNKNOWN_RELEASE
-from atlas_supervisor.fleet.agent import Agent, Pace
+from atlas_supervisor.fleet.agent import Agent
 from atlas_supervisor.fleet.documents import (
     PRESENT,
     Evidence,
@@ -35,11 +35,12 @@ from atlas_supervisor.fleet.kill_switch import KillFollower, read_record
 from atlas_supervisor.fleet.local import LocalOutcome, LocalState
 from atlas_supervisor.fleet.presence import Membership
 from atlas_supervisor.fleet.reboots import Reboots
+from atlas_supervisor.fleet.turn_watch import Pace
 from atlas_supervisor.model.deploy import Mode, Result
 from atlas_supervisor.system.clock import now
 from tests.simulation.fleet.facts import Deploy, Facts, Sent
 
-PACE = Pace(near=0.15, far=0.6)
+PACE = Pace(near=0.15, glance=0.3, far=0.6, far_per_host=0.0)
 ANNOUNCED_EVERY = 0.25
 LEASE_SECONDS = 2.0
 PATIENCE = 0.3
@@ -176,8 +177,10 @@ class Machine:
         newest: Callable[[], int],
         *,
         disk: Path,
+        near_hosts: int,
     ) -> None:
         self.name, self._disk = name, disk
+        self._pace = replace(PACE, near_hosts=near_hosts)
         self.link, self._second_link = links
         self._facts, self._draw, self._newest = facts, draw, newest
         self._jobs: dict[str, _Job] = {}
@@ -194,7 +197,7 @@ class Machine:
         """While it is not set, a deploy does not reach its switch."""
         self.gates.set()
         self.fails: Callable[[str], bool] = lambda _release: False
-        self.agent = Agent(self.link, self, name, PACE)
+        self.agent = Agent(self.link, self, name, self._pace)
         self.kills: KillFollower
         self._acknowledged = asyncio.Event()
         self._reboots = Reboots(
@@ -267,7 +270,7 @@ class Machine:
             self._life = None
 
     async def _live(self) -> None:
-        self.agent = Agent(self.link, self, self.name, PACE)
+        self.agent = Agent(self.link, self, self.name, self._pace)
         record = read_record(self._disk)
         self._facts.kills.append((self.name, record.switch if record else None))
         self.kills = KillFollower(

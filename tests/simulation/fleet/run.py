@@ -64,7 +64,8 @@ def play(seed: int, *, chaos_seconds: float = CHAOS_SECONDS) -> Played:
 
 async def _played(seed: int, etcd: Cluster, chaos_seconds: float) -> Played:
     draw = random.Random(seed)  # noqa: S311 - a plan, no secret
-    async with fleet(etcd, draw, hosts=draw.randint(3, 7)) as world:
+    hosts, near_hosts = draw.randint(3, 7), draw.choice((0, 20))
+    async with fleet(etcd, draw, hosts=hosts, near_hosts=near_hosts) as world:
         fate = Fate(world)
         await fate.misfortunes(chaos_seconds)
         calm = await fate.calm()

@@ -61,10 +61,18 @@ def quick_etcd() -> Iterator[Cluster]:
 
 @asynccontextmanager
 async def fleet(
-    etcd: Cluster, draw: random.Random, *, hosts: int, prefix: str = "/atlas/simulated/"
+    etcd: Cluster,
+    draw: random.Random,
+    *,
+    hosts: int,
+    prefix: str = "/atlas/simulated/",
+    near_hosts: int = 20,
 ) -> AsyncIterator[World]:
-    """Run machines h1, h2 and so on, an operator, and the recorder; all have joined."""
-    world = World(etcd, draw, prefix)
+    """Run machines h1, h2 and so on, an operator, and the recorder; all have joined.
+
+    `near_hosts` is that of `Pace`: with 0, most of them only read the semaphore now and then.
+    """
+    world = World(etcd, draw, prefix, near_hosts)
     async with AsyncExitStack() as stack:
         recording = asyncio.create_task(world.recorder.run())
         try:
@@ -90,6 +98,7 @@ class World:
     etcd: Cluster
     draw: random.Random
     prefix: str
+    near_hosts: int
     facts: Facts = field(default_factory=Facts)
     machines: list[Machine] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
@@ -116,6 +125,7 @@ class World:
             self.draw,
             lambda: self.recorder.newest,
             disk=Path(folder),
+            near_hosts=self.near_hosts,
         )
         machine.fails = lambda release: (name, release) in self.bad
         self.machines.append(machine)

@@ -32,6 +32,8 @@ class PlayedEngine:
         """How many requests there were."""
         self.reads: list[tuple[str, ...]] = []
         self.counts: list[str] = []
+        self.watched: list[str] = []
+        """The prefixes of the watches that are open."""
         self._claimed: set[tuple[float, str]] = set()
         self._changed = asyncio.Event()
 
@@ -81,12 +83,16 @@ class PlayedEngine:
         return self.revision
 
     async def watch(self, prefix: str) -> AsyncGenerator[Changes, None]:
-        while True:
-            changed = self._changed
-            if not self.is_away:
-                found = await self.read(prefix)
-                yield Changes(found.revision, found.entries, anew=True)
-            await changed.wait()
+        self.watched.append(prefix)
+        try:
+            while True:
+                changed = self._changed
+                if not self.is_away:
+                    found = await self.read(prefix)
+                    yield Changes(found.revision, found.entries, anew=True)
+                await changed.wait()
+        finally:
+            self.watched.remove(prefix)
 
     async def claim(
         self, key: str, value: bytes, *, revision: int, ttl_seconds: float

@@ -77,13 +77,14 @@ def part(state: HostState) -> HostResult:
     return HostResult(state=state, started_ts=START, ended_ts=ended)
 
 
-def slots_of(**generations: int) -> dict[str, Document]:
-    """Return the semaphore of one slot, with the generations at which hosts took theirs."""
+def slots_of(slots: int = 1, **generations: int) -> dict[str, Document]:
+    """Return the semaphore, with the generations at which hosts took theirs for that rollout."""
     holders = {
-        host: Holder(purpose=Purpose.DEPLOY, since_ts=START, generation=generation)
+        host: Holder(purpose=Purpose.DEPLOY, since_ts=START, generation=generation, rollout_id=RUN)
         for host, generation in generations.items()
     }
-    return {SEMAPHORE: Semaphore(slots=1, generation=max(generations.values()), holders=holders)}
+    generation = max(generations.values())
+    return {SEMAPHORE: Semaphore(slots=slots, generation=generation, holders=holders)}
 
 
 def kill(epoch: int, *features: str, every: bool = False) -> KillSwitch:
