@@ -6,8 +6,9 @@ or says that it has to begin anew. `etcd` fulfils it; the simulation of a fleet 
 
 What a host may ask for, so that a thousand of them are no load (`./scripts/bench fleet`):
 
-    watches      single keys that change rarely, such as `kill` and `rollout`; no host watches a
-                 key that each host writes, for a thousand hosts are then a million events
+    watches      single keys that change rarely, such as `kill` and `rollout`; a key that each host
+                 writes, such as `semaphore`, by a few hosts at a time, for a thousand hosts are
+                 otherwise a million events
     each second  one key read, the kill switch's
     each 6 s     its own key kept alive, and written only if it has changed
     whole reads  (of all hosts, of all results) by the one host whose turn it is, and by an
