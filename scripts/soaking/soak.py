@@ -19,7 +19,7 @@ from typing import Any
 
 import aiohttp
 
-from atlas_supervisor.system import procfs, sockdiag
+from atlas_supervisor.system import procfs
 from scripts.soaking import application
 from scripts.soaking.report import ANSWERS, LIVES, WORKERS_STAY, Findings
 from tests.failpoints import CanaryCaller, reload
@@ -299,9 +299,7 @@ class Soak:
 
 def carried(daemon: DaemonProcess) -> int:
     """Return how many clients' connections the daemon itself carries."""
-    own = procfs.sockets_of(daemon.pid)
-    known = [each for each in sockdiag.connections() if each.port == daemon.public_port]
-    return sum(each.inode in own for each in known)
+    return len(procfs.connections_of([daemon.pid], {daemon.public_port}))
 
 
 @contextmanager

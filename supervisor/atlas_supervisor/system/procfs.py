@@ -27,6 +27,8 @@ _PROC = Path("/proc")
 _PF_EXITING = 0x4  # of the flags in /proc/PID/stat
 _MOST_PROCESSES = 100
 _PIECE_BYTES = 1 << 15
+_PROTOCOL = "system.sockprotoname"
+"""The name under which the kernel says of a socket's descriptor what it is: `TCP`, `UNIX`, …"""
 
 
 def inode_of(sock: socket.socket) -> int:
@@ -372,7 +374,21 @@ def has_mapped(pid: int, name: str) -> bool | None:
 
 def connections_of(family: Collection[int], ports: Collection[int]) -> list[sockdiag.TcpConnection]:
     """Return the connections on these local ports that the processes hold. Raises OSError."""
-    held: set[int] = set()
-    for pid in family:
-        held |= sockets_of(pid, strict=True)
-    return [each for each in sockdiag.connections() if each.port in ports and each.inode in held]
+    held = {pid: open_sockets(pid, strict=True) for pid in family}
+    listening = {each.inode for each in sockdiag.listeners()}
+    # To find connections the kernel goes through a table of up to half a million places.
+    if all(
+        inode in listening or _is_unix_socket(pid, number)
+        for pid, sockets in held.items()
+        for number, inode in sockets.items()
+    ):
+        return []
+    inodes = set().union(*(sockets.values() for sockets in held.values()))
+    return [each for each in sockdiag.connections(ports) if each.inode in inodes]
+
+
+def _is_unix_socket(pid: int, number: int) -> bool:
+    try:
+        return os.getxattr(f"/proc/{pid}/fd/{number}", _PROTOCOL).startswith(b"UNIX")
+    except OSError:
+        return False

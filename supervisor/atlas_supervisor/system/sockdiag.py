@@ -2,7 +2,7 @@
 
 `/proc/net/tcp` has the same information, but for every socket: on a busy machine these are tens
 of thousands of connections that ended a minute ago, and reading takes seconds. Here the kernel
-filters by state.
+filters by state and by local port.
 
 The messages are those of linux/sock_diag.h and linux/inet_diag.h.
 """
@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +42,11 @@ _INODE_OFFSET = _QUEUES_OFFSET + 16
 _MESSAGE_BYTES = _INODE_OFFSET + 4
 
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
+_FILTER = 1  # the attribute of a request that has a program, which the kernel runs for each socket
+_OPERATION = struct.Struct("=BBH")  # code, bytes to go on by if it holds, and if it does not
+_OPERAND = struct.Struct("=HH")  # nothing, port
+_GO, _AT_LEAST, _AT_MOST = 1, 2, 3  # codes: "holds not", "the local port is at least …", …
+_COMPARISON_BYTES = _OPERATION.size + _OPERAND.size
 _TCP_INFO = 2  # the extension that adds `struct tcp_info`
 _WITH_TCP_INFO = 1 << (_TCP_INFO - 1)
 
@@ -85,8 +90,8 @@ def listeners(port: int | None = None) -> list[TcpSocket]:
 
     Raises OSError.
     """
-    found = (_parsed(message) for message in _dump((_LISTEN,)))
-    return [each for each in found if port in {None, each.port}]
+    ports = None if port is None else {port}
+    return [_parsed(message) for message in _dump((_LISTEN,), ports)]
 
 
 def unix_listeners() -> dict[int, str]:
@@ -99,13 +104,14 @@ def unix_listeners() -> dict[int, str]:
     return found
 
 
-def connections() -> list[TcpConnection]:
-    """Return our ends of all connections that can still carry data.
+def connections(ports: Collection[int]) -> list[TcpConnection]:
+    """Return our ends of the connections on these local ports that can still carry data.
 
     Raises OSError.
     """
     found = []
-    for message in _dump((_ESTABLISHED, _CLOSE_WAIT, _FIN_WAIT_1, _FIN_WAIT_2), _WITH_TCP_INFO):
+    states = (_ESTABLISHED, _CLOSE_WAIT, _FIN_WAIT_1, _FIN_WAIT_2)
+    for message in _dump(states, ports, _WITH_TCP_INFO):
         _, port, inode = _parsed(message)
         _, unread, untaken = _QUEUES.unpack_from(message, _QUEUES_OFFSET)
         waiting = bool(unread or untaken)
@@ -126,16 +132,38 @@ def accepted_inode(client: socket.socket) -> int:
     return 0  # the kernel knows no such connection (any more)
 
 
-def _dump(states: tuple[int, ...], extensions: int = 0) -> Iterator[bytes]:
+def _dump(
+    states: tuple[int, ...], ports: Collection[int] | None, extensions: int = 0
+) -> Iterator[bytes]:
     mask = sum(1 << state for state in states)
+    which = bytes(_ID_BYTES) + (b"" if ports is None else _only(ports))
     for family in (socket.AF_INET, socket.AF_INET6):
-        yield from _ask(family, _REQUEST | _DUMP, mask, bytes(_ID_BYTES), extensions)
+        yield from _ask(family, _REQUEST | _DUMP, mask, which, extensions)
+
+
+def _only(ports: Collection[int]) -> bytes:
+    """Return the filter that lets pass what has one of the local ports.
+
+    For each port it compares twice and goes to the end, which lets pass; last it goes beyond the
+    end, which does not. (There is a comparison for "equal" since Linux 5.10 alone.)
+    """
+    block = 2 * _COMPARISON_BYTES + _OPERATION.size
+    last = _OPERATION.pack(_GO, _OPERATION.size, 2 * _OPERATION.size)
+    program = b""
+    for left, port in zip(reversed(range(len(ports))), sorted(ports), strict=True):
+        operand = _OPERAND.pack(0, port)
+        program += _OPERATION.pack(_AT_LEAST, _COMPARISON_BYTES, block) + operand
+        program += _OPERATION.pack(_AT_MOST, _COMPARISON_BYTES, block - _COMPARISON_BYTES) + operand
+        to_end = _OPERATION.size + left * block + len(last)
+        program += _OPERATION.pack(_GO, _OPERATION.size, to_end)
+    program += last
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(program), _FILTER) + program
 
 
 def _ask(
-    family: int, flags: int, states: int, identity: bytes, extensions: int = 0
+    family: int, flags: int, states: int, which: bytes, extensions: int = 0
 ) -> Iterator[bytes]:
-    body = _REQUEST_BODY.pack(family, socket.IPPROTO_TCP, extensions, 0, states) + identity
+    body = _REQUEST_BODY.pack(family, socket.IPPROTO_TCP, extensions, 0, states) + which
     header = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, flags, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(_ANSWER_SECONDS)

@@ -80,6 +80,25 @@ def test_connections_are_counted_while_anything_may_still_come() -> None:
         assert procfs.connections_of(mine, {port}) == []
 
 
+def test_connections_are_looked_for_only_if_there_is_a_socket_that_may_be_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (port,) = free_ports(1)
+    asked: list[set[int]] = []
+
+    def connections(ports: set[int]) -> list[sockdiag.TcpConnection]:
+        asked.append(ports)
+        return []
+
+    monkeypatch.setattr(sockdiag, "connections", connections)
+    code = f"{LISTENING.format(port=port)}\npair = socket.socketpair()\n"
+    with process(code) as idle, process(f"{code.replace('server', 'connection')}") as client:
+        assert procfs.connections_of([idle.pid], {port}) == []
+        assert asked == []
+        assert procfs.connections_of([idle.pid, client.pid], {port}) == []
+        assert asked == [{port}]
+
+
 def test_a_family_is_found_by_its_environment_even_in_another_session() -> None:
     mark = {"FAMILY_MARK": f"family-{os.getpid()}"}
     wanted = f"FAMILY_MARK=family-{os.getpid()}".encode()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
 from atlas_supervisor.system import sockdiag
 from atlas_supervisor.system.procfs import inode_of
-from tests.harness import eventually
+from atlas_supervisor.traffic.listeners import listen
+from tests.harness import eventually, free_ports
 
 
 @contextmanager
@@ -26,8 +27,52 @@ def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def busy(server: socket.socket) -> bool:
-    (found,) = [each for each in sockdiag.connections() if each.inode == inode_of(server)]
+    (found,) = sockdiag.connections({server.getsockname()[1]})
+    assert found.inode == inode_of(server)
     return found.busy(quiet_seconds=1)
+
+
+@contextmanager
+def server_ends(host: str, address: str, count: int) -> Iterator[list[socket.socket]]:
+    """The servers' ends of connections to `address`, each to a listener of its own on `host`."""
+    with ExitStack() as stack:
+        ends = []
+        for port in free_ports(count):
+            listener = stack.enter_context(listen(host, port))
+            stack.enter_context(socket.create_connection((address, port), 2))
+            ends.append(stack.enter_context(listener.accept()[0]))
+        yield ends
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("::", "127.0.0.1"), ("::", "::1")],
+)
+@pytest.mark.parametrize("wanted", range(4))
+def test_connections_on_the_asked_ports_are_found_and_no_others(
+    host: str, address: str, wanted: int
+) -> None:
+    with server_ends(host, address, 4) as ends:
+        asked = {end.getsockname()[1]: inode_of(end) for end in ends[:wanted]}
+        found = {each.port: each.inode for each in sockdiag.connections(asked)}
+        assert found == asked
+
+
+@pytest.mark.parametrize("other", [-1, 1])
+def test_a_neighbouring_port_has_neither_its_connections_nor_its_listener(other: int) -> None:
+    with server_ends("127.0.0.1", "127.0.0.1", 1) as (end,):
+        port = end.getsockname()[1]
+        assert sockdiag.connections({port + other, 1, 65535}) == []
+        assert port not in {each.port for each in sockdiag.listeners(port + other)}
+        assert {each.port for each in sockdiag.listeners(port)} == {port}
+
+
+def test_a_client_s_end_is_on_another_local_port() -> None:
+    with connection() as (client, server):
+        ports = {client.getsockname()[1], server.getsockname()[1]}
+        assert {each.inode for each in sockdiag.connections(ports)} == {
+            *(inode_of(client), inode_of(server))
+        }
 
 
 def test_an_unused_connection_is_busy_for_a_moment_only() -> None:
