@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 
-from atlas_supervisor.cli.__main__ import main
 from atlas_supervisor.cli.session import common_options
+from atlas_supervisor.cli.verbs import main
 from scripts.markdown import linked, row, wrapped
 
 TEMPLATE = Path(__file__).parent / "templates/commands.md"

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import click
 
 from atlas_supervisor.api.server import table
-from atlas_supervisor.cli.__main__ import main
+from atlas_supervisor.cli.verbs import main
 from scripts.doc_blocks import prose
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,8 +9,8 @@ from inspect import cleandoc
 
 import click
 
-from atlas_supervisor.cli.__main__ import main
 from atlas_supervisor.cli.session import common_options
+from atlas_supervisor.cli.verbs import main
 
 PROGRAM = "atlasctl"
 EXIT_STATUS = (

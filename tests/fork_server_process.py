@@ -59,7 +59,7 @@ def preload_worker() -> None:
 def preload_daemon() -> None:
     """Import what a daemon imports, as it does."""
     start = importlib.import_module(f"{PACKAGE}.__main__")
-    with start._without_collector(), start._without_certificates(), start._without_rich():
+    with start.without_collector(), start.without_certificates(), start._without_rich():
         importlib.import_module(f"{PACKAGE}.main")
         for name in LATER:
             importlib.import_module(name)

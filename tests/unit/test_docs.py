@@ -12,7 +12,7 @@ import click
 import pytest
 
 from atlas_supervisor.api.server import table
-from atlas_supervisor.cli.__main__ import VERBS
+from atlas_supervisor.cli.verbs import VERBS
 from atlas_supervisor.config.settings import FIELD_OF_KEY
 from atlas_supervisor.errors import CATALOGUE
 from atlas_supervisor.health.score import DEGRADED_BELOW, UNHEALTHY_BELOW, WEIGHTS, Weight

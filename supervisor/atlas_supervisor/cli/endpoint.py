@@ -133,14 +133,14 @@ def _base(given: str) -> str:
 
 
 def _trusted(given: ConnectionOptions, base: str) -> ssl.SSLContext | None:
-    """Return a context that trusts --cacert or $ATLAS_CACERT alone; None without either."""
+    """Return a context that trusts --cacert, $ATLAS_CACERT or the system's; None without TLS."""
     named = given.cacert or os.environ.get(ENV_CACERT)
     if not base.startswith("https://"):
         if given.cacert is not None:
             raise click.UsageError("--cacert is for an https:// URL.")
         return None
     if not named:
-        return None
+        return ssl.create_default_context()  # what aiohttp made at its import trusts none
     try:
         context = ssl.create_default_context(cafile=named)
     except (OSError, ssl.SSLError) as error:

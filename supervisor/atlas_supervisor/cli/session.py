@@ -1,6 +1,6 @@
 """What all verbs share: the common options, the connection, and how a call ends.
 
-A verb is an async function below `@verb`, named in `__main__`.
+A verb is an async function below `@verb`, named in `verbs`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""The console program `atlasctl`, also `python -m atlas_supervisor.cli`: the table of verbs.
-
-The client imports nothing of the daemon. It uses the HTTP API, so it works from anywhere and with
-a daemon of another version. Verbs about this machine (doctor, init, prune) run the daemon's program
-as well (`program`).
-"""
+"""The table of verbs, and the command that has them all."""
 
 from __future__ import annotations
 
@@ -30,7 +25,6 @@ from atlas_supervisor.cli.status import status
 from atlas_supervisor.cli.steer import abort, mode, switch
 from atlas_supervisor.cli.top.verb import top
 from atlas_supervisor.cli.traffic import traffic
-from atlas_supervisor.output import unfailing_output
 
 VERBS = (
     status,
@@ -71,13 +65,3 @@ def main() -> None:
     The common options can be given before or after the verb. Exit status: 0 done, 1 refused or
     failed, 2 wrong usage, 3 no daemon there, 130 interrupted.
     """
-
-
-def run() -> None:
-    """Run `atlasctl`: the console program of the distribution."""
-    with unfailing_output("atlasctl"):
-        main(prog_name="atlasctl")
-
-
-if __name__ == "__main__":
-    run()

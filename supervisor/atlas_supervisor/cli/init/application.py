@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import distributions
 from pathlib import Path
 
 KIT = "atlas-supervisor"
@@ -58,6 +57,8 @@ def program(folder: Path, name: str) -> str:
 
 def is_installed(folder: Path, name: str) -> bool:
     """Return whether the application's environment has a distribution; nothing of it is run."""
+    from importlib.metadata import distributions  # noqa: PLC0415 - slow, and seldom used
+
     environment = environment_of(folder)
     if environment is None:
         return next(iter(distributions(name=name)), None) is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from importlib.metadata import requires
 
 import click
 
@@ -47,6 +46,8 @@ async def top(session: Session) -> None:
 
 def _command() -> str:
     """Return the command that installs the extra, into the environment that this runs in."""
+    from importlib.metadata import requires  # noqa: PLC0415 - slow, and seldom used
+
     wanted = next(
         (
             each.partition(";")[0].strip()

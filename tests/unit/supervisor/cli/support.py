@@ -15,7 +15,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from atlas_supervisor.cli.__main__ import main
+from atlas_supervisor.cli.verbs import main
 
 # What the caller's own environment must not bring into a test.
 FOREIGN = (

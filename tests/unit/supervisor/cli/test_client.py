@@ -168,7 +168,7 @@ async def test_a_socket_without_permission_is_reported_as_a_refusal() -> None:
     # folder that only root can enter.
     become_nobody = (
         "import contextlib, os, sys\n"
-        "from atlas_supervisor.cli.__main__ import main\n"
+        "from atlas_supervisor.cli.verbs import main\n"
         "with contextlib.suppress(SystemExit):\n"
         "    main(['status', '--env-file', sys.argv[1]])\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from tests.unit.supervisor.cli.fakes import status
-from tests.unit.supervisor.cli.support import Call
+from tests.unit.supervisor.cli.support import Call, program, run
 
 pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="needs openssl to make a certificate"
@@ -78,6 +78,13 @@ async def test_the_daemon_s_own_certificate_is_trusted_if_it_is_named(
     assert (named.code, named.err) == (0, "")
     by_environment = {"ATLAS_CACERT": str(secured.own)}
     assert (await call("status", "--url", secured.url, env=by_environment)).code == 0
+
+
+async def test_without_a_name_the_system_s_certificates_are_trusted(secured: Secured) -> None:
+    trusting = await run(
+        program("status", "--url", secured.url), SSL_CERT_FILE=str(secured.own), SSL_CERT_DIR=""
+    )
+    assert (trusting.code, trusting.err) == (0, "")
 
 
 async def test_a_certificate_that_is_not_trusted_is_a_refusal_with_the_way_out(
