@@ -125,6 +125,7 @@ async def test_without_etcd_deploys_rollbacks_and_local_kills_work_and_the_outag
         assert view["hosts"][0]["fresh"] is None
         assert (await daemon.deploy("v2")).json["result"] == "switched"
         assert await public_version(daemon) == "v2"
+        await until_fleet(daemon, lambda view: view["hosts"][0]["version"] == "v2")
         assert (await daemon.request("POST", "/deploy/rollback")).json["result"] == "rolled_back"
         assert await set_share(daemon, 0) == (200, "")
         answer = await daemon.request("POST", "/fleet/kill", json={"feature": "vision"})

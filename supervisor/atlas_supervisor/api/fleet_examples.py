@@ -118,7 +118,7 @@ def _view(changes: dict[str, Document], *without: str) -> FleetView:
         for key, each in documents.items()
         if isinstance(each, Presence)
     }
-    return overview(Knowledge("default", "web1", Snapshot(42, tuple(entries)), None, seen))
+    return overview(Knowledge("default", "web1", Snapshot(42, tuple(entries)), sightings=seen))
 
 
 def _rollout(state: RolloutState, **more: Any) -> dict[str, Document]:

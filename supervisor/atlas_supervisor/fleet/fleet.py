@@ -243,12 +243,14 @@ class Fleet:
 
     def known(self) -> Knowledge:
         """Return this machine's knowledge of its fleet, from memory."""
+        outage, has_double = self.engine.outage, self.membership.other is not None
         return Knowledge(
             fleet=self.name,
             host=self.host,
             snapshot=self._snapshot or NOTHING,
-            outage=self.engine.outage,
-            has_double=self.membership.other is not None,
+            outage=outage,
+            own=self._presence() if outage and not has_double else None,
+            has_double=has_double,
             sightings=dict(self._sightings),
             features=self._features,
             former_kills=self._former_kills,

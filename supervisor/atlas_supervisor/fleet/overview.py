@@ -76,6 +76,8 @@ class Knowledge:
     """Every document; none before the engine's first answer."""
     outage: Outage | None = None
     """Since when the engine is away, and why."""
+    own: Presence | None = None
+    """While it is away, what this machine would announce; None if its name is another one's."""
     sightings: Mapping[str, Sighting] = field(default_factory=dict)
     """Of the hosts that have announced themselves since this daemon's start."""
     has_double: bool = False
@@ -91,9 +93,9 @@ class Knowledge:
 def overview(known: Knowledge) -> FleetView:
     """Return the fleet as a machine knows it."""
     read = _Documents(known.snapshot)
-    names = sorted({*read.hosts, *read.present})  # one that announces itself is about to join
-    seen = {**known.sightings}
-    hosts = [_host(name, known, read, seen.get(name)) for name in names]
+    # One that announces itself, or would do so, is about to join.
+    names = sorted({*read.hosts, *read.present, *([known.host] if known.own else [])})
+    hosts = [_host(name, known, read, known.sightings.get(name)) for name in names]
     view = FleetView(
         fleet=known.fleet,
         host=known.host,
@@ -158,7 +160,10 @@ def _engine(outage: Outage | None) -> EngineView:
 
 
 def _host(name: str, known: Knowledge, read: _Documents, seen: Sighting | None) -> HostView:
-    presence = read.present.get(name) or (seen.presence if seen else None)
+    own = known.own if name == known.host else None
+    if own is not None:
+        seen = Sighting(own, own.sent_ts)
+    presence = own or read.present.get(name) or (seen.presence if seen else None)
     holder, result = read.semaphore.holders.get(name), read.results.get(name)
     fresh = name in read.present if known.outage is None else None
     return HostView(

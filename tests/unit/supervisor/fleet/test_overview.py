@@ -102,6 +102,14 @@ def test_while_the_engine_is_away_no_host_is_said_to_be_alive_or_dead() -> None:
     assert codes(view) == ["engine_away"]
 
 
+def test_while_the_engine_is_away_a_machine_shows_itself_as_it_is_now() -> None:
+    own = present_host(version="1.5.0", health_score=90)
+    for documents in (fleet_of("a", "b"), {}):
+        host = view_at_a(documents, outage=AWAY, own=own).hosts[0]
+        assert (host.name, host.version, host.health_score) == ("a", "1.5.0", 90)
+        assert host.fresh is None  # the fleet can't see it
+
+
 def test_while_the_engine_is_away_its_lack_of_a_kill_is_no_loss() -> None:
     view = view_at_a({}, outage=AWAY, applied=kill(5, "vision"), features=("vision",))
     assert codes(view) == ["engine_away", "killed"]
