@@ -173,7 +173,6 @@ class FeatureCanaries:
         make_durable: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         feature = change.feature
-        log.warning("canary_changed", feature=feature.name, stage=feature.stage, why=change.why)
 
         async def audited() -> None:
             share = self._policies.share(feature.name)
@@ -185,6 +184,7 @@ class FeatureCanaries:
 
         fallback = self._policies.policy.fallback
         await self._policies.apply({feature.name: change}, fallback=fallback, make_durable=audited)
+        log.warning("canary_changed", feature=feature.name, stage=feature.stage, why=change.why)
 
     async def _write(self, moment: Moment) -> None:
         features = self._policies.features
