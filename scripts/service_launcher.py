@@ -31,10 +31,16 @@ def main() -> int:
 
 def start(env_file: Path) -> int:
     # Only the project's own environment has these, and this may be any Python until now.
-    from atlas_supervisor.config import load_settings  # noqa: PLC0415
-    from atlas_supervisor.errors import SettingsError, StartRefusedError  # noqa: PLC0415
-    from atlas_supervisor.output import unfailing_output  # noqa: PLC0415
-    from atlas_supervisor.workers.standalone import become_worker, nothing_recorded  # noqa: PLC0415
+    from atlas_supervisor import quick_import as quick  # noqa: PLC0415
+
+    with quick.without_collector(), quick.without_certificates(), quick.without_rich():
+        from atlas_supervisor.config import load_settings  # noqa: PLC0415
+        from atlas_supervisor.errors import SettingsError, StartRefusedError  # noqa: PLC0415
+        from atlas_supervisor.output import unfailing_output  # noqa: PLC0415
+        from atlas_supervisor.workers.standalone import (  # noqa: PLC0415
+            become_worker,
+            nothing_recorded,
+        )
 
     with unfailing_output("service_launcher"):
         try:

@@ -14,12 +14,12 @@ import hypothesis
 import pytest
 from _pytest.assertion.rewrite import PYC_TAIL, get_cache_dir
 
-from atlas_supervisor.__main__ import _without_rich
+from atlas_supervisor.quick_import import without_rich
 from tests.fork_server import DAEMONS, WORKERS
 from tests.side_by_side import pytest_addoption, pytest_runtestloop  # noqa: F401  # hooks
 
 # The tracebacks that structlog prints unless it is configured: rich takes a second to draw one.
-with _without_rich():
+with without_rich():
     import structlog  # noqa: F401  # it looks for rich at its import alone
 
 # No test talks to a host that has a public certificate, and to load the machine's is a tenth of
@@ -74,7 +74,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Collect without the garbage collector: what is imported and collected stays."""
-    if session.config.option.processes > 1:
+    config = session.config
+    if config.option.processes > 1 and config.args_source is not config.ArgsSource.ARGS:
         compile_from_the_end()
     gc.disable()
     try:
@@ -85,7 +86,7 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
 
 
 def compile_from_the_end() -> None:
-    """Fork a process that compiles tests until it meets the one that collects them.
+    """Fork a process that compiles all tests until it meets the one that collects them.
 
     That is in a fresh clone. Else it meets it at once.
     """

@@ -18,6 +18,7 @@ import select
 import socket
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 PACKAGE = "atlas_supervisor"
@@ -36,6 +37,7 @@ SERVERS = (
     *("uvicorn.main", "uvicorn.protocols.http.h11_impl", "uvicorn.protocols.http.httptools_impl"),
     *("uvloop", "websockets.server"),
 )
+ENV_FILE = Path(__file__).parents[1] / "atlas.env"
 FAILPOINT = "ATLAS_FAILPOINT"
 LARGEST = 1 << 17
 MOST_FILES = 16
@@ -59,11 +61,13 @@ def preload_worker() -> None:
 def preload_daemon() -> None:
     """Import what a daemon imports, as it does."""
     start = importlib.import_module(f"{PACKAGE}.__main__")
-    with start.without_collector(), start.without_certificates(), start._without_rich():
+    with start.without_collector(), start.without_certificates(), start.without_rich():
         importlib.import_module(f"{PACKAGE}.main")
         for name in LATER:
             importlib.import_module(name)
         importlib.import_module(f"{PACKAGE}.system.program").own_version()  # which it keeps
+    # Regular expressions and the like, which it compiles when it uses them first.
+    importlib.import_module(f"{PACKAGE}.main").main(["--check", "--env-file", str(ENV_FILE)])
     del sys.modules[start.__name__]  # each fork runs it as its own
 
 

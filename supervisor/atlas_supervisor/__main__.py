@@ -7,33 +7,18 @@ is back.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from atlas_supervisor.output import unfailing_output
-from atlas_supervisor.quick_import import without_certificates, without_collector
+from atlas_supervisor.quick_import import without_certificates, without_collector, without_rich
 from atlas_supervisor.system.program import is_reloaded
 from atlas_supervisor.system.signals import ignore_signals
-
-
-@contextmanager
-def _without_rich() -> Iterator[None]:
-    """Keep structlog from importing rich, which takes a tenth of the start.
-
-    It draws tracebacks on terminals with it; the daemon prints plain ones.
-    """
-    sys.modules["rich"] = None  # type: ignore[assignment]  # how an import is made to fail
-    try:
-        yield
-    finally:
-        del sys.modules["rich"]
 
 
 def main() -> int:
     """Run the daemon; return the exit status."""
     ignore_signals(reloaded=is_reloaded())
     with unfailing_output("atlas-supervisor"):
-        with without_collector(), without_certificates(), _without_rich():
+        with without_collector(), without_certificates(), without_rich():
             from atlas_supervisor import main as program  # noqa: PLC0415 - within these alone
         return program.main()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,3 +38,16 @@ def without_certificates() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def without_rich() -> Iterator[None]:
+    """Keep structlog from importing rich, which takes a tenth of the start.
+
+    It draws tracebacks on terminals with it; the daemon prints plain ones.
+    """
+    sys.modules["rich"] = None  # type: ignore[assignment]  # how an import is made to fail
+    try:
+        yield
+    finally:
+        del sys.modules["rich"]

@@ -1,4 +1,4 @@
-"""`python -m atlas_supervisor --check`, as a shell runs it."""
+"""`python -m atlas_supervisor --check`, mostly as a shell runs it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from atlas_supervisor.main import main
 
 _CHECK = [sys.executable, "-m", "atlas_supervisor", "--check", "--env-file"]
 
@@ -41,21 +43,25 @@ def test_check_prints_the_effective_settings_OK_and_warnings(env_file: Path) -> 
     assert "warning: SMOKE_FILE" in done.stderr
 
 
-def test_bad_settings_are_printed_with_exit_status_2(env_file: Path) -> None:
+def test_bad_settings_are_printed_with_exit_status_2(
+    env_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     env_file.write_text("PUBLC_PORT=1\n")
-    done = subprocess.run([*_CHECK, env_file], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "PUBLC_PORT=*** (line 1): no such key" in done.stderr
-    assert "PUBLIC_PORT" in done.stderr
-    assert done.stdout == ""
+    assert main(["--check", "--env-file", str(env_file)]) == 2
+    printed = capsys.readouterr()
+    assert "PUBLC_PORT=*** (line 1): no such key" in printed.err
+    assert "PUBLIC_PORT" in printed.err
+    assert printed.out == ""
 
 
-def test_a_missing_env_file_is_named_with_what_to_do(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "atlas_supervisor"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"{tmp_path}/atlas.env: there is no such env file; ")
-    assert "--env-file FILE" in done.stderr
+def test_a_missing_env_file_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tmp_path}/atlas.env: there is no such env file; ")
+    assert "--env-file FILE" in said
 
 
 def test_too_low_a_limit_of_open_files_is_refused_in_words(env_file: Path, tmp_path: Path) -> None:
@@ -73,7 +79,7 @@ def test_import_shortcuts_are_undone_before_the_daemon_runs() -> None:
     code = """
 import gc, os, sys
 import atlas_supervisor.__main__
-with atlas_supervisor.__main__._without_rich():
+with atlas_supervisor.__main__.without_rich():
     import atlas_supervisor.main
 
 def run():

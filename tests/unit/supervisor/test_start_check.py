@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from atlas_supervisor.config import load_settings
+from atlas_supervisor.main import main
 from atlas_supervisor.start_check import CheckReport, refused_changes, report, shown
 
 SECRET = "a-secret-that-is-not-shown"
@@ -145,21 +144,21 @@ def test_a_change_that_only_a_restart_can_make_is_named(tmp_path: Path) -> None:
 
 
 def test_the_program_prints_the_report_as_one_line_and_faults_with_exit_status_2(
-    tmp_path: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     env_file = _env_file(tmp_path, "PUBLIC_PORT=http\n")
-    command = [sys.executable, "-m", "atlas_supervisor", "--check-start"]
-    command += ["--env-file", str(env_file)]
+    command = ["--check-start", "--env-file", str(env_file)]
 
-    bad = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert main(command) == 2
+    bad = capsys.readouterr()
     _env_file(tmp_path, "")
-    good = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert main(command) == 0
+    good = capsys.readouterr()
 
-    assert (bad.returncode, bad.stderr) == (2, "")
-    (fault,) = json.loads(bad.stdout)["faults"]
+    assert (bad.err, good.err) == ("", "")
+    (fault,) = json.loads(bad.out)["faults"]
     assert fault.startswith("PUBLIC_PORT=http (line 2): accepted: ")
-    assert (good.returncode, good.stderr) == (0, "")
-    assert json.loads(good.stdout)["faults"] == []
+    assert json.loads(good.out)["faults"] == []
 
 
 def _env_file(folder: Path, text: str) -> Path:
