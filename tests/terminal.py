@@ -21,7 +21,8 @@ from scripts.doc_blocks import Command, blocks
 from tests.harness import free_ports
 
 ROOT = Path(__file__).parents[1]
-NOT_IN_A_COPY = ("__pycache__", ".git", ".venv", "state", ".*_cache", "*.egg-info", "build")
+NOT_IN_A_COPY = (".git", ".venv", "state", ".*_cache", "*.egg-info", "build", "node_modules")
+SOURCES = ("supervisor", "worker")
 START_SECONDS = 30
 DAEMONS = ("./scripts/start", "atlas-supervisor")
 """They run until they are stopped; the reader's other terminal goes on meanwhile."""
@@ -170,8 +171,16 @@ class Terminal:
 
 
 def copy_checkout(to: Path) -> None:
-    """Copy the repository, as a fresh clone has it: a build may leave files behind."""
-    ignored = shutil.ignore_patterns(*NOT_IN_A_COPY, "node_modules")
+    """Copy the repository, as a fresh clone has it: a build may leave files behind.
+
+    With what was compiled of the sources, which stays valid.
+    """
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        found = shutil.ignore_patterns(*NOT_IN_A_COPY)(folder, names)
+        is_source = bool({*SOURCES}.intersection(Path(folder).relative_to(ROOT).parts[:1]))
+        return found if is_source else {*found, "__pycache__"}
+
     shutil.copytree(ROOT, to, ignore=ignored)
 
 

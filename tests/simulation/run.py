@@ -67,7 +67,6 @@ class Player:
     def __exit__(self, *_: object) -> None:
         self._sweep()
         gc.enable()
-        gc.unfreeze()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _sweep(self) -> None:

@@ -33,6 +33,9 @@ JOURNAL = ("systemd-journald.service", "systemd-journald.socket", "systemd-journ
 A_PERSONS_UNITS = ("dbus.service", "dbus.socket", "prometheus.service")
 """The bus is how who is not root asks systemd."""
 
+# Else every worker reads all of the machine's certificates, for which see tests/conftest.py.
+SYSTEM_CONF = f"[Manager]\nDefaultEnvironment=SSL_CERT_FILE={os.devnull}\n"
+
 BOOT = """
 set -e
 disk={disk} root={root}
@@ -86,6 +89,7 @@ class Machine:
         shutil.rmtree(disk / "etc/systemd/system")
         (disk / "etc/systemd/system").mkdir()
         (disk / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+        (disk / "etc/systemd/system.conf").write_text(SYSTEM_CONF)
         (disk / "generators").mkdir()  # none of them, so no service from elsewhere
         (disk / "units").mkdir()
         more = A_PERSONS_UNITS if a_persons else ()

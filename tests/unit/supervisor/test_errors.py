@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,9 +27,9 @@ class Found(NamedTuple):
     texts: list[tuple[str, str]]
 
 
-@cache
+@pytest.fixture(scope="module")
 def found() -> Found:
-    """Read all modules: once, because to parse them takes a second."""
+    """Read all modules: once, because to parse them takes two seconds of a core."""
     names, calls, texts = set[str](), list[tuple[str, str]](), list[tuple[str, str]]()
     for path in sorted(SOURCES.rglob("*.py")):
         if path == SOURCES / "errors.py":
@@ -46,25 +45,25 @@ def found() -> Found:
     return Found(names, calls, texts)
 
 
-def test_only_the_catalogue_constructs_refused_errors() -> None:
+def test_only_the_catalogue_constructs_refused_errors(found: Found) -> None:
     others = {
         *("ConnectionRefusedError", "StartRefusedError"),
         *("RingRefusedError", "SlotRefusedError"),  # of a ring and of FleetLock, not of the API
     }
-    calls = [call for call in found().calls if call[1].endswith("RefusedError")]
+    calls = [call for call in found.calls if call[1].endswith("RefusedError")]
     assert [call for call in calls if call[1] not in others] == []
     assert calls
 
 
-def test_no_text_of_the_catalogue_is_repeated_elsewhere() -> None:
+def test_no_text_of_the_catalogue_is_repeated_elsewhere(found: Found) -> None:
     texts = {text for row in CATALOGUE for text in (row.message, row.hint) if " " in text}
     assert len(texts) > 50
-    assert [each for each in found().texts if each[1] in texts] == []
+    assert [each for each in found.texts if each[1] in texts] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_row_is_raised_somewhere(name: str) -> None:
-    assert name in found().names
+def test_every_row_is_raised_somewhere(name: str, found: Found) -> None:
+    assert name in found.names
 
 
 @pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.code)
