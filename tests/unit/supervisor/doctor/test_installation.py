@@ -108,7 +108,7 @@ def test_root_looks_at_a_state_folder_as_its_owner_does(env_file: Path) -> None:
 
     (closed,) = found(env_file, "permissions")
     for folder in (env_file.parent, *env_file.parent.parents):
-        if folder.name.startswith(("pytest-", "popen-", "test_")):
+        if folder.name.startswith(("pytest-", "process", "test_")):
             folder.chmod(0o755)
     opened = found(env_file, "permissions")
 
@@ -123,7 +123,7 @@ def test_a_state_folder_of_another_user_is_to_be_looked_at_by_root(
 ) -> None:
     (env_file.parent / "state").mkdir(mode=0o700)
     for folder in (env_file.parent, *env_file.parent.parents):
-        if folder.name.startswith(("pytest-", "popen-", "test_")):
+        if folder.name.startswith(("pytest-", "process", "test_")):
             folder.chmod(0o755)
     monkeypatch.setattr("atlas_supervisor.doctor.__main__.machine", lambda _pid: [])
     os.seteuid(65534)
