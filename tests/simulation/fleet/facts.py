@@ -33,7 +33,7 @@ class Sent:
     client: str
     writes: dict[str, bytes | None]
     read_at: int
-    """The revision of the last whole reading before it."""
+    """The revision of the last reading of all members before it, by which it was decided."""
     deploying: str | None = None
     """The key of the deploy that was in progress on the machine."""
     life: int = 0

@@ -13,7 +13,7 @@ from typing import Any
 from atlas_supervisor.errors import DEPLOY_IN_PROGRESS, MODE_IS_SINGLE, UNKNOWN_RELEASE
 from atlas_supervisor.fleet.agent import Agent
 from atlas_supervisor.fleet.documents import (
-    PRESENT,
+    HOSTS,
     Evidence,
     HostDeploy,
     KillSwitch,
@@ -86,7 +86,7 @@ class Link:
         snapshot = await self._engine.read_again(earlier, *prefixes)
         await self._pass()
         self.seen = max(self.seen, snapshot.revision)
-        if PRESENT in prefixes:
+        if HOSTS in prefixes:
             self.read_at = snapshot.revision
         return snapshot
 
