@@ -65,6 +65,9 @@ async def _socket(receive: Receive, send: Send) -> None:
     assert (await receive())["type"] == "websocket.connect"
     await send({"type": "websocket.accept"})
     while (message := await receive())["type"] == "websocket.receive":
+        if message["text"] == "work":  # until the gate is opened
+            _note("socket-works")
+            await _gate().wait()
         await send({"type": "websocket.send", "text": message["text"]})
     _note("websocket-code", str(message["code"]))
 

@@ -17,10 +17,7 @@ from aiohttp.http import StreamWriter
 
 from atlas_worker.drain import StreamKind
 from atlas_worker.events import UNFINISHED_EVENT_SECONDS, EventBoundary
-
-# How long a handler may work on a message before the close frame is sent.
-_MESSAGE_SECONDS = 5.0
-_POLL_SECONDS = 0.02
+from atlas_worker.messages import between_messages
 
 
 class WebSocket:
@@ -57,7 +54,7 @@ class WebSocket:
 
     async def _close(self, code: int, reason: bytes) -> None:
         response = self._response
-        await self._between_messages()
+        await between_messages(self._receiving, self._remaining)
         if response.closed or not response.prepared:
             return
         # The connection is closed once the handler has ended and the handshake is over.
@@ -67,20 +64,10 @@ class WebSocket:
             # The handler was receiving: the client's answer is not read yet.
             await self._answered()
 
-    async def _between_messages(self) -> None:
-        """Wait until the handler receives: then it has answered the last message.
-
-        A handler that only sends never does, so the wait is bounded.
-        """
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        while not (self._response.closed or self._receiving()):
-            if loop.time() - started >= min(_MESSAGE_SECONDS, self._remaining() / 2):
-                return
-            await asyncio.sleep(_POLL_SECONDS)
-
     def _receiving(self) -> bool:
-        return self._response._waiting and not self._unseen  # noqa: SLF001 - not public
+        """Return whether the handler receives, or has ended."""
+        waits = self._response._waiting and not self._unseen  # noqa: SLF001 - not public
+        return waits or self._response.closed
 
     async def _answered(self) -> None:
         """Read up to the client's close frame, for as long as aiohttp itself would wait."""

@@ -19,7 +19,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from atlas_worker.aiohttp import run_app
-from tests.unit.worker.support import Client, Worker, end, launch, listening_socket
+from atlas_worker.aiohttp_streams import WebSocket
+from tests.unit.worker.support import Client, Worker, end, launch, listening_socket, port_of
 from tests.unit.worker.support import running_worker as running
 
 SHORT = {"ATLAS_DRAIN_TIMEOUT_SECONDS": "2", "ATLAS_IDLE_GRACE_SECONDS": "0.3"}
@@ -30,6 +31,7 @@ APP = """
 import asyncio
 from aiohttp import web
 from atlas_worker.aiohttp import run_app
+from atlas_worker.aiohttp_streams import WebSocket
 
 async def ticks(request):
     ws = web.WebSocketResponse()
@@ -243,6 +245,36 @@ async def test_a_received_message_is_answered_before_the_close(tmp_path: Path) -
         assert worker.process.stdout is not None
         assert await worker.process.stdout.readline() == b"ended normally\n"
         assert await worker.exit_code() == 0
+
+
+async def test_a_message_that_is_still_in_the_kernel_is_answered_before_the_close() -> None:
+    streams: list[WebSocket] = []
+
+    async def echo(request: web.Request) -> web.WebSocketResponse:
+        response = web.WebSocketResponse()
+        await response.prepare(request)
+        streams.append(WebSocket(response, lambda: 10.0))
+        async for message in response:
+            await response.send_str(message.data)
+        await streams[0].finished()
+        return response
+
+    app = web.Application()
+    app.add_routes([web.get("/", echo)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    with listening_socket() as listening:
+        await web.SockSite(runner, listening).start()
+        try:
+            async with connect(f"ws://127.0.0.1:{port_of(listening)}/") as websocket:
+                await websocket.send("first")
+                assert await websocket.recv() == "first"
+                await websocket.send("second")  # written at once, and the loop has not turned yet
+                streams[0].begin_close(replaced=True)
+                assert await websocket.recv() == "second"
+                assert await close_code(websocket) == 1012
+        finally:
+            await runner.cleanup()
 
 
 async def test_a_client_that_never_reads_is_cut_at_the_deadline_and_reported(

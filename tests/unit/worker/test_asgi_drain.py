@@ -157,6 +157,25 @@ async def test_background_work_after_the_response_is_waited_for(tmp_path: Path) 
         assert (tmp_path / "afterwards-done").exists()
 
 
+async def test_a_message_is_answered_before_its_websocket_is_closed(tmp_path: Path) -> None:
+    environ = {"ATLAS_IDLE_GRACE_SECONDS": "2"}
+    async with (
+        running(tmp_path, [*PLAIN, *HTTPTOOLS], environ=environ) as (worker, reports),
+        Client.to(worker.port) as client,
+        Client.to(worker.port) as other,
+    ):
+        await opened_websocket(client)
+        await other.get()
+        client.writer.write(b"\x81\x84\0\0\0\0work")
+        await appears(tmp_path / "socket-works")
+        worker.terminate()
+        await until(lambda: reports.has("STOPPING=1"))
+        await other.get("/go")
+        assert await client.reader.readexactly(6) == b"\x81\x04work"
+        assert await close_code(client) == 1001
+        assert await worker.exit_code() == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "replaced", "code"), [(H11, True, 1012), (HTTPTOOLS, False, 1001)]
 )

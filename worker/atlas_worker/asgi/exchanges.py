@@ -70,7 +70,7 @@ class _Plain:
 class Exchange:
     """One call of the application: a request or a WebSocket."""
 
-    __slots__ = ("began", "connection", "left", "probed", "status", "stream")
+    __slots__ = ("began", "connection", "left", "probed", "receiving", "status", "stream")
 
     def __init__(
         self, connection: ExchangeConnection, headers: Iterable[tuple[bytes, bytes]]
@@ -87,6 +87,8 @@ class Exchange:
         connection.first_since = NOT_DRAWN
         self.status = UNFINISHED
         self.left = False
+        self.receiving = 0
+        """The number of the application's pending call of `receive`; 0 if none is."""
 
     def count_end(self, status: int) -> None:
         """Count the end of the request; later ones have no effect."""
@@ -134,8 +136,15 @@ class Exchanges:
         exchange = Exchange(connection, scope["headers"])
         self._running.add(exchange)
 
+        calls = 0
+
         async def receive_noted() -> Message:
-            message = await receive()
+            nonlocal calls
+            exchange.receiving = calls = calls + 1
+            try:
+                message = await receive()
+            finally:
+                exchange.receiving = 0
             if message["type"] in _LEFT:
                 exchange.left = True
             return message
@@ -225,7 +234,11 @@ class Exchanges:
             kind = message["type"]
             if kind == "websocket.accept":
                 exchange.count_end(HTTPStatus.SWITCHING_PROTOCOLS)
-                exchange.stream = stream = WebSocketStream(send)
+                exchange.stream = stream = WebSocketStream(
+                    send,
+                    receiving=lambda: exchange.receiving,
+                    remaining=lambda: self._drain.remaining,
+                )
             elif kind == "websocket.close":  # before it was accepted
                 exchange.count_end(HTTPStatus.FORBIDDEN)
             elif kind == "websocket.http.response.start":

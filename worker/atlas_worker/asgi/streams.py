@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 from atlas_worker.drain import StreamKind
+from atlas_worker.messages import between_messages
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -49,23 +50,41 @@ def _finish(task: asyncio.Task[None]) -> None:
 
 
 class WebSocketStream:
-    """An accepted WebSocket."""
+    """An accepted WebSocket: closed between two messages."""
 
     kind = StreamKind.WEBSOCKET
 
-    def __init__(self, send: Send) -> None:
+    def __init__(
+        self, send: Send, *, receiving: Callable[[], int], remaining: Callable[[], float]
+    ) -> None:
+        """`receiving` returns the number of the application's pending call of `receive`, or 0.
+
+        `remaining` returns how many seconds of the drain are left.
+        """
         self._send = send
-        self._closed = False
+        self._receiving = receiving
+        self._remaining = remaining
+        self._call = 0
+        """The call that was pending at the last look."""
+        self._closing = self._closed = False
 
     def begin_close(self, *, replaced: bool) -> None:
-        """Close it; the application can still read what the client sent before."""
-        if not self._closed:
-            self._closed = True
+        """Close it once the application has answered the last message."""
+        if not self._closing:
+            self._closing = True
             code = _REPLACED if replaced else _GOING_AWAY
             _start(self._close(code, "another instance is active" if replaced else "stopping"))
 
     async def _close(self, code: int, reason: str) -> None:
-        await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        await between_messages(self._is_receiving, self._remaining)
+        if not self._closed:
+            self._closed = True
+            await self._send({"type": "websocket.close", "code": code, "reason": reason})
+
+    def _is_receiving(self) -> bool:
+        """Return whether the same call is still pending: a message may be there that ends it."""
+        before, self._call = self._call, self._receiving()
+        return self._call != 0 and self._call == before
 
     async def send(self, message: Message) -> None:
         """Send the application's messages, until the WebSocket is closed."""
