@@ -402,6 +402,29 @@ async def test_a_worker_on_another_port_than_the_settings_have_now_is_replaced(
         await eventually(lambda: old not in daemon.leftovers())
 
 
+@pytest.mark.fault(
+    "Ports and connections",
+    "another way to pass sockets in the settings, after a kill",
+    "the next daemon serves in that way",
+)
+@pytest.mark.parametrize("public", [True, False])
+async def test_each_way_to_pass_sockets_may_follow_each_other_after_a_kill(
+    tmp_path: Path, public: bool
+) -> None:
+    by_port, one = f"{SCRIPTED} --port {{port}}", f"env LISTEN_FDS=1 {SCRIPTED} {{fd}}"
+    ways = (by_port, SCRIPTED, one, by_port, one) if public else (by_port, SCRIPTED, by_port)
+    settings: dict[str, Setting] = {} if public else {"PUBLIC_PORT": 0}
+    async with scripted_daemon(tmp_path, settings) as daemon:
+        for command in ways:
+            old = daemon.leftovers()
+            await daemon.kill()
+            daemon.settings["WORKER_COMMAND"] = command
+            await daemon.start()
+            port = daemon.public_port if public else (await daemon.status())["active_port"]
+            assert (await get(port))[0] == 200
+            await eventually(lambda old=old: not set(old) & set(daemon.leftovers()))
+
+
 async def test_in_single_mode_the_worker_goes_on_and_no_version_waits(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
         old = await worker(daemon)

@@ -46,8 +46,8 @@ _ALONE_SECONDS = 60.0
 """How long a keeper waits for a daemon where no worker accepts; clients wait as long."""
 _ANSWER_SECONDS = 1.0
 _RESTART_SECONDS = 1.0
-_LISTENERS = ("public", "own-")
-"""What the names of listening sockets begin with; others are for the API and the lock."""
+_PLANES = ("public", "own-", "reserved-")
+"""What the names of the plane's sockets begin with; others are for the API and the lock."""
 _PEER = struct.Struct("3i")
 
 
@@ -68,7 +68,7 @@ class SocketStore:
         """
         self._manager = manager
         self._stored = frozenset(
-            each for each in passed.identities if each[0].startswith(_LISTENERS) or not reloaded
+            each for each in passed.identities if each[0].startswith(_PLANES) or not reloaded
         )
         self._keeper = Keeper(folder / KEEPER_SOCKET)
         self._keeper.fetch(passed)
@@ -84,7 +84,7 @@ class SocketStore:
         dropped = [
             name
             for name in sorted(passed.names)
-            if name.startswith(_LISTENERS) and not _is_at(passed, name, addresses.get(name))
+            if name.startswith(_PLANES) and not _is_at(passed, name, addresses.get(name))
         ]
         if dropped:
             log.warning("kept_sockets_dropped", names=dropped, why="the settings were changed")

@@ -44,6 +44,7 @@ from atlas_supervisor.traffic.takeback import (
     own_addresses,
     own_name,
     public_name,
+    reserved_name,
     take_back,
     take_inner,
     take_passed,
@@ -66,7 +67,9 @@ class RelayPlane:
         """Inherited in place of the public socket; the relay connects to it."""
         self._probe_listeners: dict[SlotName, socket.socket] = {}
         """Where the daemon's own requests connect to, if the worker expects a header."""
-        by_port = socket_passing is SocketPassing.PORT and endpoints.public_port
+        binds = socket_passing is SocketPassing.PORT
+        self._own_name = reserved_name if binds else own_name
+        by_port = binds and endpoints.public_port
         self._with_header = bool(by_port and endpoints.proxy_protocol)
         self._own_ports: SlotPorts
         self._tallies = {s: RequestTally() for s in SlotName if endpoints.count_requests}
@@ -262,12 +265,13 @@ class RelayPlane:
     def addresses(self) -> dict[str, tuple[str, int]]:
         """The public address, if there is one, and the slots' own ports."""
         public = self._endpoints.public_host, self._endpoints.public_port
-        return ({PUBLIC_NAME: public} if public[1] else {}) | own_addresses(self._endpoints)
+        own = own_addresses(self._endpoints, self._own_name)
+        return ({PUBLIC_NAME: public} if public[1] else {}) | own
 
     def sockets(self) -> dict[str, socket.socket]:
         """Return the public socket and those of the slots' own ports."""
         public = {PUBLIC_NAME: self._public} if self._public is not None else {}
-        return public | {own_name(slot): sock for slot, sock in self._own.items()}
+        return public | {self._own_name(slot): sock for slot, sock in self._own.items()}
 
     def direct(
         self, slot: SlotName, pid: int | None, taken: TakenBack

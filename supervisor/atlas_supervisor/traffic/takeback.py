@@ -12,7 +12,7 @@ that mean something for multicast and nothing for TCP.
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
@@ -40,9 +40,19 @@ def own_name(slot: SlotName) -> str:
     return f"own-{slot}"
 
 
-def own_addresses(endpoints: Endpoints) -> dict[str, tuple[str, int]]:
+def reserved_name(slot: SlotName) -> str:
+    """Return the name under which the socket is passed on that reserves the slot's own port.
+
+    It does not listen. One that does would refuse the port to a worker that binds it.
+    """
+    return f"reserved-{slot}"
+
+
+def own_addresses(
+    endpoints: Endpoints, name: Callable[[SlotName], str] = own_name
+) -> dict[str, tuple[str, int]]:
     """Return host and port of the sockets of the slots' own ports, by name."""
-    return {own_name(slot): ("127.0.0.1", port) for slot, port in endpoints.slot_ports.items()}
+    return {name(slot): ("127.0.0.1", port) for slot, port in endpoints.slot_ports.items()}
 
 
 def drop_passed(passed: PassedSockets, names: Iterable[str]) -> None:
@@ -140,7 +150,7 @@ def looked_at(endpoints: Endpoints, pids: Collection[int], passed: PassedSockets
     theirs, own = set[int](), {}
     for slot, port in endpoints.slot_ports.items():
         theirs |= {*holders(port, pids).values()}
-        if sock := take_passed(passed, own_name(slot), "127.0.0.1", port):
+        if sock := take_passed(passed, reserved_name(slot), "127.0.0.1", port):
             own[slot, 0] = sock
     return replace(taken, own=own, inodes=taken.inodes | theirs)
 
