@@ -170,11 +170,14 @@ def _make_private(path: Path) -> None:
 
 
 def _has_gone(path: Path, head: HeadFile) -> bool:
-    """Return whether there is no database, although there was one: its audit trail had an end."""
+    """Return whether there is no database, although there was one: its audit trail had an end.
+
+    A power cut may empty the note of that end as well: that it is there is enough.
+    """
     try:
-        return path.stat().st_size == 0 and head.read() is not None
+        return path.stat().st_size == 0 and os.path.lexists(head.path)
     except FileNotFoundError:
-        return head.read() is not None
+        return os.path.lexists(head.path)
     except OSError:  # the refusal comes when it is opened
         return False
 

@@ -20,6 +20,7 @@ from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.store import database as module
 from atlas_supervisor.store import deploys
+from atlas_supervisor.store.audit import HEAD_FILE
 from atlas_supervisor.store.database import Database, open_database, recorded_releases
 from atlas_supervisor.store.statements import StoreError
 from tests.unit.supervisor.store.support import a_deploy, a_state, a_step, moved, rows
@@ -278,6 +279,20 @@ async def test_a_database_that_has_gone_or_is_empty_is_told_as_lost(
     aside.unlink()
     async with open_database(path) as (database, aside):
         assert (aside, database.lost) == (None, None)
+
+
+async def test_a_database_that_a_power_cut_emptied_with_the_note_of_its_end_is_told_as_lost(
+    path: Path,
+) -> None:
+    async with open_database(path) as (database, _):
+        await database.audit.write(SUPERVISOR, "mode", "set")
+    for emptied in (path, path.with_name(HEAD_FILE)):
+        emptied.write_bytes(b"")
+    async with open_database(path) as (database, aside):
+        assert database.lost == aside is not None
+        await database.audit.write(SUPERVISOR, "mode", "set")
+    async with open_database(path) as (database, again):
+        assert (database.lost, again) == (aside, None)
 
 
 async def test_a_log_that_is_gone_leaves_what_was_in_the_file(path: Path) -> None:
