@@ -107,6 +107,22 @@ async def test_every_refusal_comes_before_the_first_process_is_touched(tmp_path:
         await daemon.start()
 
 
+async def test_workers_that_are_in_the_way_of_another_state_folder_name_their_own(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        before, own = await worker_pid(daemon), daemon.state_dir
+        await daemon.kill()
+        daemon.settings["STATE_DIR"] = tmp_path / "elsewhere"
+        printed = await refused(daemon)
+        assert f"PUBLIC_PORT={daemon.public_port} is taken: " in printed
+        assert f"it belongs to the supervisor with STATE_DIR={own}. Stop it, or" in printed
+        assert await worker_pid(daemon) == before
+        daemon.settings["STATE_DIR"] = own
+        await daemon.start()
+        assert await worker_pid(daemon) == before
+
+
 @pytest.mark.needs_root
 async def test_a_folder_of_another_user_is_refused_and_the_worker_goes_on(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:

@@ -22,6 +22,7 @@ from atlas_supervisor.system import sockdiag
 from atlas_supervisor.system.descriptors import is_shortage
 from atlas_supervisor.system.sockdiag import TcpSocket
 from atlas_supervisor.system.text import escaped
+from atlas_worker.contract import ENV_STATE_DIR
 
 _PROC = Path("/proc")
 _PF_EXITING = 0x4  # of the flags in /proc/PID/stat
@@ -105,11 +106,17 @@ def command_of(pid: int) -> str:
 
 
 def describe_listeners(found: Collection[TcpSocket]) -> str:
-    """Return the listeners with their processes, as a refusal names them."""
-    parts = []
+    """Return the listeners with their processes, as a refusal names them.
+
+    Workers name their supervisor's folder: they outlive it, and a start elsewhere finds them.
+    """
+    parts, folders = [], []
     for listener in found:
-        who = ", ".join(describe(pid) for pid in holders(listener.inode)) or "an unknown process"
+        pids = holders(listener.inode)
+        who = ", ".join(map(describe, pids)) or "an unknown process"
         parts.append(f"{who} listens on {listener.place}")
+        folders += [name[:200] for pid in pids if (name := variables(pid).get(ENV_STATE_DIR))]
+    parts += [f"it belongs to the supervisor with STATE_DIR={escaped(each)}" for each in folders]
     return "; ".join(dict.fromkeys(parts))  # sockets of one group read alike
 
 
