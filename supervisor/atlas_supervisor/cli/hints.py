@@ -29,8 +29,8 @@ _STATUSES = {
     127: "no such program: check for a typo, the PATH, and a script's `#!` line",
 }
 _NOT_READY = (
-    "not ready: it neither sent READY=1 nor answered on its port. It may listen elsewhere, hang, "
-    "or need longer than READY_TIMEOUT_SECONDS"
+    "not ready: it gave no HTTP answer on its port. It may listen elsewhere, speak another protocol, "
+    "hang, or need longer than READY_TIMEOUT_SECONDS"
 )
 _REFUSED = "connection refused: it listens on another port or address, or it has exited"
 _WORDS = (

@@ -56,6 +56,9 @@ _HOST_CHECKS = frozenset({400, 403, 421})
 
 _LOCATION_LIMIT = 200
 
+_HEADER_LIMIT = 64 * 1024
+"""Bytes of one header, as a long security policy or cookie has; browsers take more."""
+
 EXCERPT_LIMIT = 600
 """Characters of foreign text that go into a record."""
 
@@ -132,6 +135,7 @@ def open_session() -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
         headers={"Accept-Encoding": "identity"},
+        max_field_size=_HEADER_LIMIT,
         trust_env=False,
     )
 

@@ -400,8 +400,9 @@ def _where_it_listens(instance: WorkerProcess, port: int, settings: Settings) ->
     """Return where the worker's processes listen, and where they should."""
     kind, expected = settings.socket_passing, f"127.0.0.1:{port}"
     if kind is not SocketPassing.PORT:
-        what = "descriptor 3" if kind is SocketPassing.FD else "descriptors 3 and 4 (LISTEN_FDS)"
-        expected = f"its inherited {what}, which lead to {expected}"
+        what = "descriptors 3 and 4 (LISTEN_FDS), which lead"
+        what = "descriptor 3, which leads" if kind is SocketPassing.FD else what
+        expected = f"its inherited {what} to {expected}"
     try:
         found, paths = instance.foreign_listeners()
     except OSError as error:

@@ -273,7 +273,7 @@ class Releases:
 
         Whether it is another than the recorded one is said only if that can be known.
         """
-        if release.source is None:
+        if release.source is None or missing(release):  # the launch says why it is gone
             return release
         recorded, name = release.recorded_version or release.version, release.label
         try:

@@ -65,6 +65,12 @@ async def test_cookies_are_not_taken_along() -> None:
     assert b"ookie" not in b"".join(server.requests)
 
 
+async def test_a_header_may_be_as_long_as_a_security_policy() -> None:
+    policy = f"Content-Security-Policy: {'https://a.example ' * 2000}\r\n"
+    async with serve(answer(headers=policy)) as server:
+        assert (await probe(server.port)).verdict is Verdict.PASS
+
+
 async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{unused_port()}")
     async with serve(answer()) as server:

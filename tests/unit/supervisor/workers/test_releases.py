@@ -192,6 +192,15 @@ def test_another_version_in_the_same_folder_is_a_problem_until_it_is_the_old_one
     assert releases.checked(changed) == release
 
 
+def test_a_folder_that_is_gone_is_not_said_to_hold_another_version(
+    releases: Releases, tmp_path: Path
+) -> None:
+    release = pinned(releases, tmp_path)
+    release.path.rename(tmp_path / "moved")
+    assert releases.checked(release) == release
+    assert "does not exist any more" in str(missing(release))
+
+
 def test_a_file_that_the_application_wrote_into_its_own_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text("1")
     found = Releases(directory=tmp_path, releases_dir=None)
