@@ -224,9 +224,8 @@ async def _removed(session: Session, releases: Releases, name: str) -> bool:
 
 def _show(session: Session, old: list[Folder], *, kept: int) -> None:
     if not old:
-        session.screen.print(
-            session.screen.line(OK, f"nothing to remove; {kept} releases are kept")
-        )
+        what = "1 release is" if kept == 1 else f"{kept} releases are"
+        session.screen.print(session.screen.line(OK, f"nothing to remove; {what} kept"))
         return
     rows = [
         [

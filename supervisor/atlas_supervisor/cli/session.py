@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -106,16 +106,35 @@ def verb(body: Callable[Concatenate[Session, P], Awaitable[None]]) -> click.Comm
 
 
 class Verbs(click.Group):
-    """A group of verbs. The common options can be given before the verb as well."""
+    """A group of verbs. The common options can be given before the verb as well.
 
-    def __init__(self, *, verbs: Sequence[click.Command], **attributes: Any) -> None:
+    `elsewhere` has verbs of other programs, with what does their work here: the most similar name
+    would lead astray.
+    """
+
+    def __init__(
+        self,
+        *,
+        verbs: Sequence[click.Command],
+        elsewhere: Mapping[str, str] | None = None,
+        **attributes: Any,
+    ) -> None:
         named = {name: each for each in verbs if (name := each.name)}
+        self._elsewhere = elsewhere or {}
         attributes["params"] = [*attributes.get("params", ()), *common_options()]
         super().__init__(commands=named, **attributes)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of use, not sorted."""
         return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb, or say what has another name here."""
+        if instead := self._elsewhere.get(args[0]):
+            ctx.fail(f"No such command {args[0]!r}: {instead}")
+        return super().resolve_command(ctx, args)
 
 
 _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)

@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from atlas_supervisor.cli.health import score_text
+from atlas_supervisor.cli.hints import hint
 from atlas_supervisor.cli.listing import fits, listing
 from atlas_supervisor.cli.render_deploy import note, result_text, suggestions
+from atlas_supervisor.cli.render_findings import hint_line
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import Screen, safe, spaced
 from atlas_supervisor.cli.units import (
@@ -229,6 +231,8 @@ def _exits(data: Record) -> Iterator[RenderableType]:
         troubled = slot.get("restarts") or slot.get("state") == "backoff"
         if troubled and slot.get("last_exit"):
             yield safe(f"{slot.get('slot')}: last unexpected exit: {slot['last_exit']}", "yellow")
+            if words := hint(slot["last_exit"]):
+                yield hint_line(words)
 
 
 def draining(data: Record) -> Iterator[RenderableType]:

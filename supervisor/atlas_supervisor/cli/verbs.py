@@ -52,10 +52,22 @@ VERBS = (
     completion,
 )
 
+ELSEWHERE = {
+    "start": "`atlas-supervisor` starts the daemon (of a service, `systemctl start`), and it the "
+    "worker.",
+    "stop": "Ctrl-C or SIGTERM (of a service, `systemctl stop`) ends the daemon with all workers.",
+    "restart": "`atlasctl deploy` starts a fresh worker through the gates, and `atlasctl reload` "
+    "replaces the daemon.",
+    "release": "`atlasctl hold --release` hands on what waits, and `atlasctl deploy NAME` deploys a "
+    "release.",
+    "kill": "`atlasctl fleet kill FEATURE` switches a feature off.",
+}
+
 
 @click.group(
     cls=Verbs,
     verbs=VERBS,
+    elsewhere=ELSEWHERE,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="atlas-supervisor", prog_name="atlasctl")

@@ -19,6 +19,13 @@ from atlas_supervisor.system.text import escaped, masked
 
 _LONGEST = 60
 
+_SHELL_OPERATORS = frozenset({"&&", "||", "|", ";", "&", ">", ">>", "<", "2>", "2>&1", "&>"})
+_SHELL_BUILTINS = frozenset({"cd", "source", ".", "export", "exec", "ulimit", "umask"})
+_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+_EXPANDED = re.compile(r"(?:^|[=:/])(\$\{?[A-Za-z_][A-Za-z0-9_]*\}?|(?<![:/])~/)")
+_SCRIPT_OPTIONS = frozenset({"-c", "-e"})
+"""What follows one of these is a script, which expands by itself."""
+
 
 def shown(key: str, value: str) -> str:
     """Return the value for a message: one printable line of at most 60 characters."""
@@ -110,6 +117,7 @@ def _warnings(settings: Settings) -> Iterator[str]:
             yield f"{name}={key} is readable by every user of this machine; use chmod o="
     if settings.socket_passing is SocketPassing.FD and settings.public_port == 0:
         yield "WORKER_COMMAND has {fd}, the public socket, and with PUBLIC_PORT=0 there is none"
+    yield from _about_the_command(settings.worker_command)
     yield from _about_the_relay(settings)
     yield from _about_the_holdback(settings)
     yield from _about_the_split(settings)
@@ -117,6 +125,24 @@ def _warnings(settings: Settings) -> Iterator[str]:
     yield from _about_the_fleet(settings)
     if settings.llm_api_key_file and settings.llm_url.startswith("http://"):
         yield "LLM_URL is http://: the key in LLM_API_KEY_FILE is sent unencrypted"
+
+
+def _about_the_command(command: tuple[str, ...]) -> Iterator[str]:
+    """Yield what only a shell would understand; a value may be a secret, and is not shown."""
+    if found := _ASSIGNMENT.match(command[0]):
+        yield (
+            f"WORKER_COMMAND begins with {found[0]}…, which is taken for the program: write "
+            f"env {found[0]}… before the program, or put it into WORKER_ENV_FILE"
+        )
+    ours = () if _SCRIPT_OPTIONS.intersection(command) else command
+    variables = (found[1] for word in ours if (found := _EXPANDED.search(word)))
+    builtin = command[0] if command[0] in _SHELL_BUILTINS else None
+    word = builtin or next((word for word in command if word in _SHELL_OPERATORS), None)
+    if word := word or next(variables, None):
+        yield (
+            f"WORKER_COMMAND has {word}, which a shell would understand, and there is none: write "
+            "sh -c '… exec PROGRAM', or name a start script that ends with exec"
+        )
 
 
 def _about_the_relay(settings: Settings) -> Iterator[str]:

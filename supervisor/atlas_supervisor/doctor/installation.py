@@ -253,8 +253,8 @@ def worker(settings: Settings) -> Iterator[Finding]:
         yield fail("worker", str(error), "atlasctl releases shows what can be deployed.")
         return
     words = [*settings.worker_command]
-    while words[1:] and (words[0] == "env" or "=" in words[0]):
-        words.pop(0)
+    if words[0] == "env":
+        words = [word for word in words[1:] if "=" not in word] or words
     program = words[0]
     path = worker_environment(
         settings,
@@ -266,6 +266,8 @@ def worker(settings: Settings) -> Iterator[Finding]:
     found = shutil.which(str(release.path / program) if "/" in program else program, path=path)
     if found is None:
         mend = f"Install it into {release.path / '.venv'}, or name it with its path."
+        if (release.path / program).is_file():
+            mend = f"Write ./{program}, and see that it is executable (chmod +x)."
         yield fail("worker", f"{program} of WORKER_COMMAND is in no folder of {path}", mend)
         return
     yield ok("worker", f"{release.path}, by {found}")

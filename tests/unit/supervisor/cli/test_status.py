@@ -132,7 +132,7 @@ async def test_status_shows_draining_workers_and_unexpected_exits(
     ]
     daemon.play("GET", "/deploy/status", status(slots=slots, draining=draining))
     outcome = await atlasctl("status")
-    assert "blue: last unexpected exit: it was ended by SIGBUS" in outcome.out
+    assert "blue: last unexpected exit: it was ended by SIGBUS\n    SIGBUS: a crash" in outcome.out
     assert "green drains 0.9, pid 77" in outcome.out
     assert "1 request, 3 websockets, 2 idle" in outcome.out
     assert "5 connections" in outcome.out

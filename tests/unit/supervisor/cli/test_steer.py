@@ -148,6 +148,26 @@ async def test_an_unknown_mode_is_wrong_usage_and_sends_no_request(
     assert daemon.asked == []
 
 
+@pytest.mark.parametrize(
+    ("verb", "does"),
+    [
+        ("start", "atlas-supervisor"),
+        ("stop", "systemctl stop"),
+        ("restart", "atlasctl deploy"),
+        ("release", "atlasctl hold --release"),
+        ("kill", "atlasctl fleet kill"),
+    ],
+)
+async def test_a_verb_of_other_programs_names_what_does_it_here(
+    daemon: Played, atlasctl: Call, verb: str, does: str
+) -> None:
+    outcome = await atlasctl(verb)
+    assert outcome.code == 2
+    assert f"No such command '{verb}': " in outcome.err
+    assert does in outcome.err
+    assert daemon.asked == []
+
+
 async def test_a_refusal_without_a_message_shows_the_status(daemon: Played, atlasctl: Call) -> None:
     daemon.play("POST", "/deploy/abort", {}, status=500)
     outcome = await atlasctl("abort")

@@ -55,6 +55,11 @@ def test_no_secret_is_in_a_fault(faults: Faults) -> None:
         ("PUBLIC_PORT=0\nCONTROL_PORT=0", "PUBLIC_PORT=0 and CONTROL_PORT=0"),
         ("PUBLIC_PORT=0\nWORKER_COMMAND=serve {fd}", "PUBLIC_PORT=0 there is none"),
         ("WORKER_COMMAND=serve {port}", "hides the client's address"),
+        ("WORKER_COMMAND=cd app && python app.py", "has cd, which a shell would understand"),
+        ("WORKER_COMMAND=python app.py > out.log", "has >, which a shell"),
+        ("WORKER_COMMAND=~/bin/app", "has ~/, which a shell"),
+        ("WORKER_COMMAND=serve --log=$HOME/a", "has $HOME, which a shell"),
+        ("WORKER_COMMAND=TOKEN=hunter2 serve", "begins with TOKEN=…, which is taken for the"),
         ("RELAY_PROXY_PROTOCOL=true", "has no effect"),
         ("TRAFFIC_STICKY=address", "of no use behind a proxy"),
         ("TRAFFIC_TESTERS=10.0.0.0/8", "AUTO_SWITCH_ON_HEALTH=true"),
@@ -79,6 +84,22 @@ def test_valid_settings_that_are_probably_mistakes_are_warned_about(
     assert warnings(load()) == []
     (warning,) = warnings(load(text))
     assert part in warning
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sh -c 'cd app && exec serve --log $HOME/a'",
+        "env TOKEN=a serve",
+        "serve --token=a~/b --pattern a|b --price 5$",
+        "node -e '`${1}`'",
+    ],
+)
+def test_a_command_that_needs_no_shell_is_not_warned_about(
+    load: Load, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "smoke.toml").touch()
+    assert warnings(load(f'WORKER_COMMAND="{command}"')) == []
 
 
 def test_a_key_readable_by_every_user_is_warned_about(

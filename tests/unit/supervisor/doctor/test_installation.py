@@ -136,13 +136,33 @@ def test_a_state_folder_of_another_user_is_to_be_looked_at_by_root(
     assert f"sudo atlasctl doctor --env-file {env_file}" in str(closed.mend)
 
 
-def test_a_worker_whose_program_is_missing_fails(env_file: Path) -> None:
-    add(env_file, "WORKER_COMMAND=no-such-server --fd {fd}")
+@pytest.mark.parametrize(
+    ("command", "program"),
+    [
+        ("no-such-server --fd {fd}", "no-such-server"),
+        ("env A=b no-such-server", "no-such-server"),
+        ("A=b python app.py", "A=b"),
+    ],
+)
+def test_a_worker_whose_program_is_missing_fails(
+    env_file: Path, command: str, program: str
+) -> None:
+    add(env_file, f"WORKER_COMMAND={command}")
 
     (failed,) = found(env_file, "worker")
 
     assert failed.status is Level.FAIL
-    assert "no-such-server of WORKER_COMMAND" in failed.message
+    assert f"{program} of WORKER_COMMAND" in failed.message
+
+
+def test_a_start_script_without_its_folder_in_the_command_is_named_with_it(env_file: Path) -> None:
+    (env_file.parent / "run.sh").touch()
+    add(env_file, "WORKER_COMMAND=run.sh {fd}")
+    (failed,) = found(env_file, "worker")
+    assert (failed.status, failed.mend) == (
+        Level.FAIL,
+        "Write ./run.sh, and see that it is executable (chmod +x).",
+    )
 
 
 @pytest.mark.parametrize(
