@@ -29,7 +29,7 @@ _STATUSES = {
     127: "no such program: check for a typo, the PATH, and a script's `#!` line",
 }
 _NOT_READY = (
-    "not ready: it gave no HTTP answer on its port. It may listen elsewhere, speak another protocol, "
+    "not ready: it gave no HTTP answer on its port. It may listen elsewhere, not speak HTTP, "
     "hang, or need longer than READY_TIMEOUT_SECONDS"
 )
 _REFUSED = "connection refused: it listens on another port or address, or it has exited"

@@ -58,8 +58,7 @@ ELSEWHERE = {
     "stop": "Ctrl-C or SIGTERM (of a service, `systemctl stop`) ends the daemon with all workers.",
     "restart": "`atlasctl deploy` starts a fresh worker through the gates, and `atlasctl reload` "
     "replaces the daemon.",
-    "release": "`atlasctl hold --release` hands on what waits, and `atlasctl deploy NAME` deploys a "
-    "release.",
+    "release": "`atlasctl hold --release` ends a hold; `atlasctl deploy NAME` deploys a release.",
     "kill": "`atlasctl fleet kill FEATURE` switches a feature off.",
 }
 
