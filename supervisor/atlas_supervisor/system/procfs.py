@@ -12,6 +12,7 @@ import hashlib
 import os
 import resource
 import socket
+import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -144,6 +145,14 @@ def start_ticks(pid: int) -> int | None:
     """Return when the process started, in clock ticks since boot; None if it is gone."""
     stat = _stat(pid)
     return int(stat[19]) if stat else None
+
+
+def age_seconds(pid: int) -> float:
+    """Return how long ago the process started, whatever the wall clock says; 0 if it is gone."""
+    ticks = start_ticks(pid)
+    if ticks is None:
+        return 0.0
+    return max(time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"), 0.0)
 
 
 def is_alive(pid: int, started: int) -> bool:

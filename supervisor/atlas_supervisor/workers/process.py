@@ -80,7 +80,8 @@ class WorkerProcess:
         self.release = release
         self.pid = process.pid
         self.life = life or Life(release=release, started_ts=now())
-        self.age = Stopwatch.since(self.life.started_ts) if life else Stopwatch()
+        # The wall clock may have been set since another daemon recorded its start.
+        self.age = Stopwatch(procfs.age_seconds(self.pid) if life else 0.0)
         self.on_change: Callable[[], None] = ignore
         """Called when its life has changed, to record it."""
         self.exited = anyio.Event()

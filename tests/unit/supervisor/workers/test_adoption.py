@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,23 @@ async def test_an_inherited_worker_goes_on_with_its_life_and_its_end_may_stay_un
         assert instance.exit_text == "is still running"
         await instance.kill()
         assert (instance.exit_status, instance.exit_text) == (None, "ended, exit status unknown")
+
+
+@pytest.mark.parametrize("years", [-5, 5])
+async def test_a_clock_that_was_set_by_years_leaves_an_inherited_worker_its_age(
+    tmp_path: Path, years: int
+) -> None:
+    with sleeping() as process:
+        ticks = procfs.start_ticks(process.pid)
+        assert ticks is not None
+        release = Release(name="r1", path=tmp_path, version="1")
+        life = Life(release=release, started_ts=now() + timedelta(days=365 * years))
+        row = InstanceRow("blue-1", "blue", process.pid, ticks, procfs.boot_id(), True, life)
+        found = Survivor("blue-1", BLUE, "?", process.pid, (process.pid,), True, True, row)
+        instance = adoption.inherit(found, make_settings(tmp_path))
+        assert instance is not None
+        assert 0 < instance.age.seconds < 60
+        await instance.kill()
 
 
 @pytest.mark.parametrize("folder", ["same", "copied"])
