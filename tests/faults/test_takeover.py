@@ -372,6 +372,29 @@ async def test_a_worker_that_takes_one_descriptor_goes_on(tmp_path: Path, plane:
         assert (await get(daemon.public_port, host=host))[1]["version"] == "v1"
 
 
+@pytest.mark.fault(
+    "The daemon",
+    "killed with a server that has moved its sockets to other descriptors, as gunicorn does",
+    "the traffic stays with it",
+)
+@pytest.mark.parametrize("bind", ["", "-b fd://{fd}"])
+async def test_a_server_that_moved_its_sockets_keeps_the_traffic(tmp_path: Path, bind: str) -> None:
+    application = "def app(environ, start):\n    start('200 OK', [])\n    return [b'{}']\n"
+    command = f"gunicorn --workers 2 {bind} wsgi:app"
+    settings: dict[str, Setting] = {"WORKER_COMMAND": command, "HEALTH_PATH": "/"}
+    files = {"wsgi.py": application}
+    async with DaemonProcess.running(tmp_path, settings, files=files) as daemon:
+        for slot_name in ("blue", "green"):
+            before = await lasting(daemon)
+            await daemon.kill()
+            await daemon.start()
+            assert await lasting(daemon) == before
+            assert (await get(daemon.public_port))[0] == 200, slot_name
+            assert (await daemon.deploy()).json["result"] == "switched"
+            assert (await get(daemon.public_port))[0] == 200, slot_name
+            await until_phase(daemon, "ended")
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # each is in the way of the other
 async def test_a_changed_public_host_ends_the_old_worker_first(tmp_path: Path, host: str) -> None:
     async with scripted_daemon(tmp_path) as daemon:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from atlas_supervisor.system.procfs import inode_of
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.listeners import SECOND_IN_GROUP, WITHOUT_TRAFFIC
 from atlas_supervisor.traffic.plane import Endpoints, TakenBack
+from atlas_worker.contract import LISTEN_FDS_START
 
 PUBLIC_NAME = "public"
 """The name under which the relay's public socket is passed on."""
@@ -87,9 +89,9 @@ def take_back(endpoints: Endpoints, pids: Collection[int], passed: PassedSockets
     accepts: dict[int, int] = {}
     own: dict[tuple[SlotName, int], int] = {}
     for pid in pids:
-        for number, inode in sorted(procfs.open_sockets(pid).items()):
+        for number, inode in _own_first(procfs.open_sockets(pid), set().union(*ports.values())):
             places.setdefault(inode, []).append((pid, number))
-            if inode in public:  # its own one comes first: the other's place is behind it
+            if inode in public:
                 accepts.setdefault(pid, inode)
             for slot, inodes in ports.items():
                 if inode in inodes:
@@ -122,6 +124,17 @@ def take_back(endpoints: Endpoints, pids: Collection[int], passed: PassedSockets
         inodes=frozenset(in_the_way | held | given.keys() | behind),
         complete=held <= copies.keys() and traffic is not None and not in_the_way,
     )
+
+
+def _own_first(found: Mapping[int, int], private: AbstractSet[int]) -> list[tuple[int, int]]:
+    """Return a process's sockets by descriptor, the other slot's public one last.
+
+    A server may move its own to higher numbers, as gunicorn does; the one that it does not know of
+    stays behind those that it was started with.
+    """
+    announced = 1 if private.isdisjoint(found.values()) else 2
+    unknown = LISTEN_FDS_START + announced
+    return sorted(found.items(), key=lambda each: (each[0] == unknown, each[0]))
 
 
 def continued_group(
