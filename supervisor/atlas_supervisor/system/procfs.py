@@ -148,7 +148,7 @@ def start_ticks(pid: int) -> int | None:
 
 
 def age_seconds(pid: int) -> float:
-    """Return how long ago the process started, whatever the wall clock says; 0 if it is gone."""
+    """Return the age of a process, which does not depend on the wall clock; 0 if it is gone."""
     ticks = start_ticks(pid)
     if ticks is None:
         return 0.0
