@@ -50,8 +50,11 @@ class PassedSockets:
         else:
             self._descriptors[name] = descriptor
 
-    def take(self, name: str) -> socket.socket | None:
-        """Return the socket of this name, not blocking; None if there is none."""
+    def take(self, name: str, *, shared: bool = False) -> socket.socket | None:
+        """Return the socket of this name, not blocking; None if there is none.
+
+        `shared`: a worker may have it, too, and the mode that it has chosen is left as it is.
+        """
         descriptor = self.take_descriptor(name)
         if descriptor is None:
             return None
@@ -60,7 +63,8 @@ class PassedSockets:
         except OSError:  # it is something else
             os.close(descriptor)
             return None
-        sock.setblocking(False)
+        if not shared:
+            sock.setblocking(False)
         return sock
 
     def take_descriptor(self, name: str) -> int | None:

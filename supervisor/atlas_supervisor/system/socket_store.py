@@ -118,7 +118,7 @@ class SocketStore:
 
 def _is_at(passed: PassedSockets, name: str, address: tuple[str, int] | None) -> bool:
     """Return whether the socket is on the address. It is closed if it is not."""
-    sock = passed.take(name)
+    sock = passed.take(name, shared=True)
     if sock is None:
         return False
     if sock.type == socket.SOCK_STREAM and sock.getsockname()[:2] == address:

@@ -60,13 +60,13 @@ def own_addresses(
 def drop_passed(passed: PassedSockets, names: Iterable[str]) -> None:
     """Close sockets of the public port that are for another plane: they are in the way."""
     for name in names:
-        if sock := passed.take(name):
+        if sock := passed.take(name, shared=True):
             sock.close()
 
 
 def take_passed(passed: PassedSockets, name: str, host: str, port: int) -> socket.socket | None:
     """Return the socket that was passed under this name, if it has this address."""
-    sock = passed.take(name)
+    sock = passed.take(name, shared=True)
     if sock is None or sock.getsockname()[:2] == (host, port):
         return sock
     sock.close()

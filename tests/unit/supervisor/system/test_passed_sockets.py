@@ -111,6 +111,18 @@ def test_a_received_socket_is_closed_on_exec_and_can_be_taken_once(listener: soc
         assert is_open(descriptor)
 
 
+def test_a_socket_that_a_worker_has_too_stays_blocking_if_the_worker_made_it_so(
+    listener: socket.socket,
+) -> None:
+    listener.setblocking(True)
+    passed = PassedSockets()
+    passed.put("public-blue", os.dup(listener.fileno()))
+    sock = passed.take("public-blue", shared=True)
+    assert sock is not None
+    with sock:
+        assert os.get_blocking(listener.fileno())
+
+
 def test_the_first_of_a_name_is_taken_and_unknown_ones_are_closed(listener: socket.socket) -> None:
     passed = PassedSockets()
     first, second, unknown, plain = (inheritable(listener) for _ in range(4))
