@@ -109,6 +109,10 @@ class Processes:
         busy = [each for each in found if each and each.alive and each.draining]
         return [Connection() for _ in busy]
 
+    def age_seconds(self, pid: int) -> float:
+        worker = self._life.world.find(pid)
+        return self._life.world.timeline.now - worker.started_at if worker else 0.0
+
     def usage_of_tree(self, _pid: int) -> None:
         return None
 

@@ -64,6 +64,7 @@ class Worker:
     kit: bool
     drains_for: float
     ignores_term: bool
+    started_at: float
     ready: bool = False
     accepting: bool = True
     hung: bool = False
@@ -198,6 +199,7 @@ class World:
             kit=self._kit,
             drains_for=draw.choice((0.05, 0.3, 1.0, 2.5, 20.0)),
             ignores_term=draw.random() < 0.06,
+            started_at=self.timeline.now,
         )
         self.workers.append(worker)
         self.tell(f"worker {worker} is started")
