@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from atlas_supervisor.system import sockdiag
+from atlas_supervisor.system import procfs, sockdiag
 from tests.acceptance.support import IDLE_GRACE_SECONDS, kill_the_daemon_under_load
 from tests.faults.support import WITHOUT_PIDFD_GETFD, start_again
 from tests.harness import DaemonProcess, Setting, bundled_worker, eventually, free_ports
@@ -252,8 +252,11 @@ async def test_a_worker_that_is_not_recorded_is_replaced_by_a_fresh_one_and_drai
 async def test_a_hung_worker_is_replaced_by_a_fresh_one(tmp_path: Path) -> None:
     settings: dict[str, Setting] = {"HEALTH_TIMEOUT_SECONDS": 0.2, "LIVENESS_FAILURES": 2}
     async with scripted_daemon(tmp_path, settings) as daemon:
-        old = await worker(daemon)
+        old, slots = await worker(daemon), (await daemon.status())["slots"]
+        ports = [daemon.public_port, *(slot["port"] for slot in slots)]
         await daemon.kill()
+        # Stopped with the last client's connection, it would have the drain's time to end it.
+        await eventually(lambda: not procfs.connections_of([old], ports))
         os.kill(old, signal.SIGSTOP)
         await daemon.start()
         assert await worker(daemon) != old
